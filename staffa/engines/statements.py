@@ -1,0 +1,220 @@
+"""Every statement, named, in portable SQL.
+
+`{spellings}` are filled in by the dialect, `:names` are parameters. JSON, lists and moments come and go
+as text. `:now` is None, or the moment to take for the present one.
+"""
+
+__all__: list[str] = []
+
+# The columns of a stored job, in the order of `jobs.COLUMNS`.
+JOB_COLUMNS = """id, {text state}, queue, worker, {text args}, {text meta}, {list_text tags}, {errors_text errors},
+    attempt, max_attempts, priority, {list_text attempted_by}, {moment_text inserted_at}, {moment_text scheduled_at},
+    {moment_text attempted_at}, {moment_text completed_at}, {moment_text discarded_at}, {moment_text cancelled_at}"""
+
+# What a worker needs of a claimed job, in the order of `RunningJob.claimed`, and the state that it got.
+CLAIMED_COLUMNS = """id, worker, {text args}, {text meta}, {list_text tags}, {errors_text errors}, attempt, max_attempts,
+    priority, {moment_text inserted_at}, {moment_text scheduled_at}, {moment_text attempted_at}, {text state}"""
+
+# One new job. A relative schedule becomes a moment here, by the database's clock.
+INSERT_JOB = """
+INSERT INTO {jobs} (state, queue, worker, args, meta, tags, max_attempts, priority, inserted_at, scheduled_at)
+VALUES ({state :state}, :queue, :worker, {json :args}, {json :meta}, {json_list :tags}, :max_attempts, :priority,
+    {now}, coalesce({after :schedule_in}, {moment :scheduled_at}, {now}))
+RETURNING id, {moment_text inserted_at}, {moment_text scheduled_at}
+"""
+
+# The claim's window. Rows whose attempts are used up (a foreign program's work) are in it, and leave it
+# as discarded: they can neither run nor stand in the way of those behind them.
+_CLAIM = """
+UPDATE {jobs}
+SET state = CASE WHEN attempt < max_attempts THEN {state 'executing'} ELSE {state 'discarded'} END,
+    discarded_at = CASE WHEN attempt < max_attempts THEN discarded_at ELSE {now} END,
+    attempted_at = {now},
+    attempted_by = {claimed_by :node :uuid},
+    attempt = CASE WHEN attempt < max_attempts THEN attempt + 1 ELSE attempt END
+WHERE id IN (
+    SELECT id FROM {jobs}
+    WHERE state = 'available' AND queue = :queue%s
+    ORDER BY priority, scheduled_at, id
+    LIMIT :demand
+    {skip_locked}
+)
+RETURNING """
+
+CLAIM_JOBS = _CLAIM % "" + CLAIMED_COLUMNS
+
+# The same, leaving workers that this node cannot resolve to nodes that can.
+CLAIM_KNOWN_JOBS = _CLAIM % " AND worker NOT IN (SELECT value FROM {each :unknown w})" + CLAIMED_COLUMNS
+
+# A batch in which every job completed, the usual case: tokens by id, as one JSON object.
+# The guards are opaque to the planner, so that rows are found by their ids and nothing else.
+COMPLETE_JOBS = """
+UPDATE {jobs}
+SET state = {state 'completed'}, completed_at = {now}
+FROM {each_pair :acks s}
+WHERE {jobs}.id = {number s.key}
+    AND {opaque attempted_at} = {moment s.value}
+    AND {opaque state} = 'executing'
+    AND {opaque attempted_by} = {claimed_by :node :uuid}
+RETURNING id
+"""
+
+# Outcomes of every kind, as a JSON list of acks.
+ACK_JOBS = """
+UPDATE {jobs}
+SET state = {state {field s.value state}},
+    scheduled_at = coalesce({after {field s.value delay}}, scheduled_at),
+    completed_at = CASE {field s.value state} WHEN 'completed' THEN {now} ELSE completed_at END,
+    discarded_at = CASE {field s.value state} WHEN 'discarded' THEN {now} ELSE discarded_at END,
+    cancelled_at = CASE {field s.value state} WHEN 'cancelled' THEN {now} ELSE cancelled_at END,
+    errors = CASE WHEN {field s.value error} IS NULL THEN errors ELSE {errors_push {field s.value error}} END,
+    meta = CASE {field s.value kind} WHEN 'snooze' THEN {bump meta snoozed} ELSE meta END,
+    attempt = CASE WHEN {field s.value kind} IN ('snooze', 'release') THEN attempt - 1 ELSE attempt END
+FROM {each :acks s}
+WHERE {jobs}.id = {number {field s.value id}}
+    AND {opaque attempted_at} = {moment {field s.value token}}
+    AND {opaque state} = 'executing'
+    AND {opaque attempted_by} = {claimed_by :node :uuid}
+RETURNING id
+"""
+
+# Where jobs stand that we hold, or whose acks were refused.
+HELD_STATES = """
+SELECT id, {text state}, {moment_text attempted_at}, {list_text attempted_by} FROM {jobs}
+WHERE id IN (SELECT {number value} FROM {each :ids i})
+"""
+
+# Is anything due, and which of our queues have something to claim? One look, for the common case of no and none.
+PENDING = """
+SELECT NULL AS queue
+WHERE EXISTS (SELECT 1 FROM {jobs} WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= {now})
+UNION ALL
+SELECT q.value FROM {each :queues q}
+WHERE EXISTS (SELECT 1 FROM {jobs} WHERE state = 'available' AND queue = q.value)
+"""
+
+STAGE_JOBS = """
+UPDATE {jobs}
+SET state = {state 'available'}
+WHERE id IN (
+    SELECT id FROM {jobs}
+    WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= {now}
+    ORDER BY scheduled_at
+    LIMIT :limit
+    {skip_locked}
+)
+RETURNING queue
+"""
+
+HEARTBEAT = """
+INSERT INTO {producers} (uuid, name, node, queue, meta, started_at, updated_at)
+SELECT {field p.value uuid}, {field p.value name}, {field p.value node}, {field p.value queue},
+    {json {field p.value meta}}, {now}, {now}
+FROM {each :beats p}
+WHERE true
+{upsert uuid} meta = {given meta}, updated_at = {given updated_at}
+"""
+
+# What runs under our producers: one pass over what executes, whoever it belongs to, however many we are. A join
+# would look at all of it once for each producer.
+EXECUTING = """
+SELECT id, {moment_text attempted_at}, {claimant} FROM {jobs}
+WHERE state = 'executing'
+    AND {claim} IN (SELECT {claim_of {field p.value node} {field p.value uuid}} FROM {each :beats p})
+"""
+
+PRODUCERS = """
+SELECT uuid, name, node, queue, {text meta}, {moment_text started_at}, {moment_text updated_at},
+    updated_at >= {after (-:stale_after)}
+FROM {producers}
+ORDER BY name, node, queue, uuid
+"""
+
+RETIRE_PRODUCER = """
+DELETE FROM {producers}
+WHERE uuid = :uuid
+    AND NOT EXISTS (SELECT 1 FROM {jobs} WHERE state = 'executing' AND {is_claimed_by :node :uuid})
+"""
+
+# Only a row that is there and stale proves death.
+STALE_PRODUCERS = """
+SELECT uuid, node FROM {producers} WHERE updated_at < {after (-:stale_after)} ORDER BY updated_at LIMIT 100
+"""
+
+RESCUE_JOBS = """
+UPDATE {jobs}
+SET state = CASE WHEN attempt < max_attempts THEN {state 'available'} ELSE {state 'discarded'} END,
+    discarded_at = CASE WHEN attempt < max_attempts THEN discarded_at ELSE {now} END,
+    errors = CASE WHEN attempt < max_attempts THEN errors ELSE
+        {errors_push {failure attempt 'the node died during this attempt, which was the last one'}} END,
+    meta = {bump meta rescued}
+WHERE id IN (
+    SELECT id FROM {jobs}
+    WHERE state = 'executing' AND {is_claimed_by :node :uuid}
+    LIMIT :limit
+    {skip_locked}
+) AND EXISTS (SELECT 1 FROM {producers} WHERE uuid = :uuid AND updated_at < {after (-:stale_after)})
+RETURNING id, queue, {text state}
+"""
+
+BURY_PRODUCER = """
+DELETE FROM {producers}
+WHERE uuid = :uuid
+    AND updated_at < {after (-:stale_after)}
+    AND NOT EXISTS (SELECT 1 FROM {jobs} WHERE state = 'executing' AND {is_claimed_by :node :uuid})
+"""
+
+# In which states anything is old enough: one look, for the common case of none.
+PRUNABLE = """
+SELECT 'completed' WHERE EXISTS (
+    SELECT 1 FROM {jobs} WHERE state = 'completed' AND completed_at < {after (-:completed)})
+UNION ALL SELECT 'discarded' WHERE EXISTS (
+    SELECT 1 FROM {jobs} WHERE state = 'discarded' AND discarded_at < {after (-:discarded)})
+UNION ALL SELECT 'cancelled' WHERE EXISTS (
+    SELECT 1 FROM {jobs} WHERE state = 'cancelled' AND cancelled_at < {after (-:cancelled)})
+"""
+
+_PRUNE = """
+DELETE FROM {jobs}
+WHERE id IN (
+    SELECT id FROM {jobs}
+    WHERE state = '%(state)s' AND %(state)s_at < {after (-:max_age)}
+    ORDER BY %(state)s_at
+    LIMIT :limit
+    {skip_locked}
+)
+RETURNING id
+"""
+
+PRUNE_COMPLETED = _PRUNE % {"state": "completed"}
+PRUNE_DISCARDED = _PRUNE % {"state": "discarded"}
+PRUNE_CANCELLED = _PRUNE % {"state": "cancelled"}
+
+GET_JOB = f"SELECT {JOB_COLUMNS} FROM {{jobs}} WHERE id = :id"
+
+# A filter that was not said is NULL and lets everything pass.
+LIST_JOBS = f"""
+SELECT {JOB_COLUMNS} FROM {{jobs}}
+WHERE (:states IS NULL OR {{text state}} IN (SELECT value FROM {{each :states s}}))
+    AND (:queues IS NULL OR queue IN (SELECT value FROM {{each :queues q}}))
+    AND (:workers IS NULL OR worker IN (SELECT value FROM {{each :workers w}}))
+ORDER BY id DESC
+LIMIT :limit
+"""
+
+COUNT_JOBS = "SELECT queue, {text state}, count(*) FROM {jobs} GROUP BY queue, state"
+
+CANCEL_JOB = f"""
+UPDATE {{jobs}}
+SET state = {{state 'cancelled'}}, cancelled_at = {{now}}
+WHERE id = :id AND state NOT IN ('completed', 'discarded', 'cancelled')
+RETURNING {JOB_COLUMNS}
+"""
+
+RETRY_JOB = f"""
+UPDATE {{jobs}}
+SET state = {{state 'available'}}, scheduled_at = {{now}}, max_attempts = {{greatest max_attempts (attempt + 1)}},
+    completed_at = NULL, discarded_at = NULL, cancelled_at = NULL
+WHERE id = :id AND state NOT IN ('available', 'executing')
+RETURNING {JOB_COLUMNS}
+"""
