@@ -1,0 +1,313 @@
+"""The heartbeat says that this node lives, and keeps its producers true to the database.
+
+It runs in a thread with an event loop and a connection of its own, so that a job that blocks the main loop
+stops neither. Each beat refreshes our producers' rows, then compares: rows that execute under a producer that
+does not hold them (the answer to a claim was lost) go back; jobs that we run whose rows are not ours any more
+(cancelled, rescued, deleted) are stopped. Between beats it pings the main loop, and names the job and the line
+that keep it from answering.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, cast
+
+from staffa import backoff, clock, telemetry
+from staffa.connections import Dedicated
+from staffa.engine import Ack, Executing, ProducerRow
+from staffa.errors import DatabaseError
+from staffa.executor import StopReason, describe
+from staffa.jobs import RunningJob
+from staffa.producer import Producer
+from staffa.runtime import Runtime
+from staffa.service import Service
+
+__all__ = ["BEAT_EVERY", "STALE_AFTER", "Heartbeat"]
+
+log = logging.getLogger("staffa.heartbeat")
+
+# Seconds. A node may miss four beats before its jobs are taken from it.
+BEAT_EVERY, STALE_AFTER = 5.0, 25.0
+
+# A node judges others only while its own beats come closer together than this.
+LONGEST_GAP = 2 * BEAT_EVERY
+
+# After a beat that failed. Rescuers wait BEAT_EVERY after such a time, so every node must be back sooner.
+LONGEST_PAUSE = 1.0
+
+PING_EVERY, BLOCKED_AFTER = 0.5, 1.0
+
+
+class Heartbeat(Service):
+    """One per instance; `producers` gives its producers at any time."""
+
+    def __init__(
+        self, runtime: Runtime, producers: Callable[[], Sequence[Producer]], interval: float = BEAT_EVERY
+    ) -> None:
+        super().__init__("heartbeat")
+        self.runtime = runtime
+        self.interval = interval
+        self._producers = producers
+        self._thread: threading.Thread | None = None
+        self._inner: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.AbstractEventLoop | None = None
+        self._main_thread = 0
+        self._woken = asyncio.Event()
+        self._stopping = threading.Event()
+        self._ponged = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread beats."""
+        return self._thread is not None
+
+    async def start(self) -> None:
+        """Store the first beat, so that no job is ever claimed under a producer without a row; then beat on."""
+        if self._thread is not None:
+            return
+        self._main = asyncio.get_running_loop()
+        self._main_thread = threading.get_ident()
+        self._stopping.clear()
+        await self._beat(self.runtime.connections)
+        self._thread = threading.Thread(
+            target=self._serve, name=f"staffa heartbeat {self.runtime.name}", daemon=True
+        )
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Beat no more, and delete our rows, except those under which something still executes."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stopping.set()
+        self.wake()
+        await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        self.runtime.pulse.stops()
+        try:
+            await self.runtime.run(
+                self.runtime.engine.retire_producers([one.beat() for one in self._producers()])
+            )
+        except DatabaseError as error:
+            log.warning("this node's rows stay behind, until another node clears them away: %s", error)
+
+    def wake(self) -> None:
+        """Beat and compare now; from any thread."""
+        inner = self._inner
+        if inner is not None:
+            try:
+                inner.call_soon_threadsafe(self._woken.set)
+            except RuntimeError:
+                log.debug("the heartbeat was woken after its end")
+
+    # In the thread.
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                asyncio.run(self._serve_async())
+            except Exception:
+                self.runtime.pulse.stops()
+                log.critical(
+                    "the heartbeat stumbled and begins anew; until it beats, nothing is claimed",
+                    exc_info=True,
+                )
+                self._stopping.wait(LONGEST_PAUSE)
+
+    async def _serve_async(self) -> None:
+        self._inner = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        watch = asyncio.create_task(self._watch_main_loop(), name="staffa ping")
+        try:
+            await self._beat_on()
+        finally:
+            self._inner = None
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _beat_on(self) -> None:
+        connection: Dedicated | None = None
+        pause = 0.0
+        while not self._stopping.is_set():
+            await self._wait(pause or backoff.jitter(self.interval))
+            if self._stopping.is_set():
+                break
+            if self._main is not None and self._main.is_closed():
+                log.error("the event loop was closed without a stop; this node's jobs will be rescued")
+                self._stopping.set()
+                break
+            try:
+                connection = connection or await self.runtime.connections.dedicated()
+                await self._beat(connection)
+                pause = 0.0
+            except Exception as error:
+                pause = min((pause or 0.25) * 2, LONGEST_PAUSE)
+                self.runtime.pulse.stops()
+                log.warning("a heartbeat failed, the next follows in %.1f s: %s", pause, error)
+                telemetry.emit("loop.failed", {"service": self.name, "error": error, "delay": pause})
+                if connection is not None:
+                    await connection.close()
+                connection = None
+        if connection is not None:
+            await connection.close()
+
+    async def _wait(self, delay: float) -> None:
+        try:
+            async with asyncio.timeout(delay):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+
+    # One beat.
+
+    async def _beat(self, connection: Any) -> None:
+        producers = self._producers()
+        if not producers:
+            return
+        before = {one.uuid: _Snapshot(one) for one in producers}
+        beats = [one.beat() for one in producers]
+        executing: list[Executing] = await connection.run(self.runtime.engine.heartbeat(beats))
+        self.runtime.pulse.beats(self.runtime.wall(), LONGEST_GAP)
+        for producer in producers:
+            rows = [row for row in executing if row.uuid == producer.uuid]
+            snapshot = before[producer.uuid]
+            await self._give_back(connection, producer, snapshot, rows)
+            await self._let_go(connection, producer, snapshot, rows)
+        if any(one.unknown for one in producers):
+            await self._judge_unknown(connection, producers)
+
+    async def _give_back(
+        self, connection: Any, producer: Producer, before: "_Snapshot", rows: list[Executing]
+    ) -> None:
+        after = _Snapshot(producer)
+        if before.claiming or after.claiming or before.claims != after.claims:
+            return  # what a claim is just bringing is not held yet
+        orphans = [row for row in rows if row.id not in before.held and row.id not in after.held]
+        if not orphans:
+            return
+        acks = [Ack(row.id, row.token, "release", "available") for row in orphans]
+        await connection.run(self.runtime.engine.ack_jobs(producer.beat(), acks))
+        log.warning(
+            "queue %s: jobs %s were claimed, but the answer never came; they are available again",
+            producer.queue,
+            [row.id for row in orphans],
+        )
+        producer.wake_from_anywhere()
+
+    async def _let_go(
+        self, connection: Any, producer: Producer, before: "_Snapshot", rows: list[Executing]
+    ) -> None:
+        ours = {(row.id, row.token) for row in rows}
+        missing = [job for job in before.running if (job.id, job._token) not in ours]
+        if not missing:
+            return
+        found = await connection.run(self.runtime.engine.held_states([job.id for job in missing]))
+        for job in missing:
+            state, token, uuid = found.get(job.id, ("deleted", "", ""))
+            mine = token == job._token and uuid == producer.uuid
+            if not (mine and state in ("executing", "completed")) and self._main is not None:
+                reason: StopReason = "cancelled" if mine and state == "cancelled" else "lost"
+                self._main.call_soon_threadsafe(producer.interrupt, job.id, reason)
+
+    async def _judge_unknown(self, connection: Any, producers: Sequence[Producer]) -> None:
+        """A worker that every live producer of a queue names as unknown is doomed: its jobs are claimed, and fail."""
+        rows: list[ProducerRow] = await connection.run(self.runtime.engine.producers(STALE_AFTER))
+        for producer in producers:
+            if producer.unknown:
+                alive = [row for row in rows if row.queue == producer.queue and row.alive]
+                doomed = frozenset(
+                    name for name in producer.unknown if all(name in _named_unknown(row) for row in alive)
+                )
+                if doomed != producer.doomed:
+                    producer.doomed = doomed
+                    producer.wake_from_anywhere()
+
+    # The detector.
+
+    async def _watch_main_loop(self) -> None:
+        self._ponged = clock.monotonic()
+        blocked_since = 0.0
+        while True:
+            asked = clock.monotonic()
+            if not self._ping():
+                return
+            await asyncio.sleep(PING_EVERY)
+            silence = clock.monotonic() - max(self._ponged, asked - PING_EVERY)
+            if self._ponged >= asked:
+                blocked_since = 0.0
+            elif clock.monotonic() - self._ponged >= BLOCKED_AFTER and not blocked_since:
+                blocked_since = self._ponged
+                self._report_blocked(silence)
+
+    def _ping(self) -> bool:
+        try:
+            if self._main is not None:
+                self._main.call_soon_threadsafe(self._pong)
+        except RuntimeError:
+            return False
+        return True
+
+    def _pong(self) -> None:
+        self._ponged = clock.monotonic()
+
+    def _report_blocked(self, silence: float) -> None:
+        job = self._job_on_main_loop()
+        line = _where(sys._current_frames().get(self._main_thread))
+        who = describe(job) if job is not None else "code outside of any job"
+        log.warning("the event loop has been blocked for %.1f s by %s, in %s", silence, who, line)
+        data = {
+            "instance": self.runtime.name,
+            "node": self.runtime.node,
+            "job": job,
+            "line": line,
+            "elapsed": silence,
+        }
+        telemetry.emit("loop.blocked", data)
+
+    def _job_on_main_loop(self) -> RunningJob | None:
+        task = asyncio.current_task(self._main)
+        for producer in self._producers():
+            for execution in tuple(producer.held.values()):
+                if execution.task is not None and execution.task is task:
+                    return execution.job
+        return None
+
+
+def _named_unknown(row: ProducerRow) -> Sequence[object]:
+    named: object = row.meta.get("unknown")
+    return cast("list[object]", named) if isinstance(named, list) else ()
+
+
+class _Snapshot:
+    """What a producer held, and whether a claim was under way, at one moment; read from the other thread."""
+
+    __slots__ = ("claiming", "claims", "held", "running")
+
+    def __init__(self, producer: Producer) -> None:
+        self.claims = producer.claims_begun
+        self.claiming = producer.claims_begun != producer.claims_ended
+        held = tuple(producer.held.values())
+        self.held = {execution.job.id for execution in held}
+        self.running = [execution.job for execution in held if not execution.finished]
+
+
+def _where(frame: FrameType | None) -> str:
+    """The job's own line: the innermost frame outside of the standard library and of Staffa, as far as there is one."""
+    innermost = frame
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        top = module.partition(".")[0]
+        if top not in sys.stdlib_module_names and top != "staffa" and module:
+            return _line(frame)
+        if module == "__main__":
+            return _line(frame)
+        frame = frame.f_back
+    return _line(innermost) if innermost is not None else "an unknown place"
+
+
+def _line(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"

@@ -1,0 +1,5 @@
+"""The peers: one for each way of agreeing."""
+
+from staffa.peers.isolated import IsolatedPeer
+
+__all__ = ["IsolatedPeer"]
