@@ -1,0 +1,303 @@
+"""`staffa demo`: real jobs on real input, in real worker processes, with a proof at the end.
+
+One job for every Python source file of this interpreter's standard library and site-packages. Kill a worker in the
+middle if you like: its jobs are rescued, and the sum still holds.
+"""
+
+import asyncio
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from staffa import Job, Staffa
+from staffa.cli.demo_jobs import Slow, Totals, parse_file, prepare_figures, slowest, source_files, totals
+from staffa.cli.demo_workers import DemoWorkers
+from staffa.cli.progress import Progress, progress
+from staffa.cli.render import counted, duration, figure, print_json, print_pairs, print_table, say, states
+from staffa.cli.target import call, database_file, instance, json_option, script, url_of_file
+
+__all__ = ["demo"]
+
+FINAL = ("completed", "discarded", "cancelled")
+
+# How many jobs a worker process runs at once.
+LIMIT = 8
+
+# Seconds.
+LOOK_EVERY, HINT_AFTER, PATIENCE = 0.25, 5.0, 20.0
+
+SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+
+HINT = "waiting for the jobs of dead workers to be rescued, up to 30 s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How it went."""
+
+    database: str
+    figures: str
+    queue: str
+    enqueued: int
+    states: dict[str, int]
+    seconds: float
+    totals: Totals
+    slowest: list[Slow]
+    errors: list[tuple[str, int]]
+    rescued: int
+    workers_lost: int
+    show: str | None
+
+    @property
+    def sum_holds(self) -> bool:
+        """Whether every job that went in has come to an end."""
+        return self.enqueued == sum(self.states.values()) == sum(self.states.get(state, 0) for state in FINAL)
+
+    @property
+    def sum(self) -> str:
+        """The proof, as a line."""
+        parts = [
+            f"{state} {self.states.get(state, 0):,}"
+            for state in FINAL
+            if state in self.states or state != "cancelled"
+        ]
+        return f"enqueued {self.enqueued:,} {'=' if self.sum_holds else '≠'} {' + '.join(parts)}"
+
+
+@click.command()
+@click.option(
+    "--database", metavar="URL", help="Where the jobs go; a file in a new temporary folder unless said."
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many files; all unless said.")
+@click.option(
+    "--keep/--no-keep", default=True, help="Keep the temporary folder to look into it, or delete it."
+)
+@json_option
+def demo(database: str | None, processes: int, limit: int | None, keep: bool, as_json: bool) -> None:
+    """Parse every Python file of your standard library and site-packages, one job each."""
+    if database and not keep:
+        raise click.UsageError(
+            "--no-keep deletes the demo's own temporary folder: leave it out beside --database"
+        )
+    folder = None if database else Path(tempfile.mkdtemp(prefix="staffa-demo-"))
+    try:
+        app = instance(None, url=url_of_file(folder / "jobs.db") if folder else database)
+        file = database_file(app)
+        if file is None or not file.parent.is_dir():
+            raise click.ClickException(
+                f"expected --database to be a file in a folder that exists, got: {database}"
+            )
+        summary = call(
+            app, Demo(app, file.parent, processes, source_files(limit), kept=keep, err=as_json).run
+        )
+        if as_json:
+            print_json(_as_json(summary))
+        else:
+            _print(summary)
+            if keep:
+                _print_whereabouts(summary, folder)
+    finally:
+        if folder and not keep:
+            shutil.rmtree(folder)
+    if not summary.sum_holds:
+        raise SystemExit(1)
+
+
+class Demo:
+    """One run: enqueue, let the workers work, watch, sum up."""
+
+    def __init__(
+        self, app: Staffa, folder: Path, processes: int, files: list[str], *, kept: bool, err: bool
+    ) -> None:
+        self.app = app
+        self.files = files
+        self.processes = processes
+        self.kept = kept
+        self.err = err
+        self.queue = f"demo-{secrets.token_hex(2)}"
+        self.figures = folder / "figures.db"
+        self.workers = DemoWorkers(processes, app.config.url, self.queue, LIMIT, folder / "workers.log")
+        self.interrupted = asyncio.Event()
+
+    async def run(self, app: Staffa) -> Summary:
+        """From the first job's enqueueing to the last one's end.
+
+        Raises:
+            SystemExit: It was interrupted; the message has been printed.
+        """
+        with self._signals():
+            await self._enqueue()
+            bar = progress(len(self.files), err=self.err)
+            started = asyncio.get_running_loop().time()
+            try:
+                self.workers.start()
+                await self._watch(bar)
+                seconds = asyncio.get_running_loop().time() - started
+            finally:
+                bar.close()
+                self.workers.stop()
+                await self.workers.stopped(PATIENCE)
+        if self.interrupted.is_set():
+            await self._give_up()
+        return await self._summary(seconds)
+
+    async def _enqueue(self) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        prepare_figures(self.figures)
+        made = parse_file.using(queue=self.queue)
+        await self.app.enqueue_all(made.new(path, str(self.figures)) for path in self.files)
+        self._say(
+            f"enqueued {counted(len(self.files), 'job')} in {duration(loop.time() - started)}, one for each Python file; "
+            f"{counted(self.processes, 'worker')} of {LIMIT} jobs at once perform them"
+        )
+
+    async def _watch(self, bar: Progress) -> None:
+        """Until all jobs are final, or somebody has had enough."""
+        loop = asyncio.get_running_loop()
+        moved_at, before, waiting = loop.time(), -1, False
+        while not self.interrupted.is_set():
+            counts = (await self.app.count_jobs()).get(self.queue, {})
+            done = sum(counts.get(state, 0) for state in FINAL)
+            bar.update(done, counts)
+            if done == sum(counts.values()):
+                return
+            for sentence in self.workers.replace_dead():
+                bar.note(sentence)
+            if done != before:
+                moved_at, before, waiting = loop.time(), done, False
+            elif self.workers.lost and not waiting and loop.time() - moved_at >= HINT_AFTER:
+                waiting = True
+                bar.note(HINT)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.interrupted.wait(), LOOK_EVERY)
+
+    @contextmanager
+    def _signals(self) -> Generator[None]:
+        """The first signal stops the workers gracefully, the second in haste, the third at once."""
+        loop = asyncio.get_running_loop()
+        received = 0
+
+        def on_signal() -> None:
+            nonlocal received
+            received += 1
+            self.interrupted.set()
+            if received < 3:
+                self.workers.stop()
+            else:
+                self.workers.kill()
+
+        for number in SIGNALS:
+            loop.add_signal_handler(number, on_signal)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _give_up(self) -> None:
+        counts = (await self.app.count_jobs()).get(self.queue, {})
+        self._say(f"interrupted, the workers have stopped: {states(counts)}")
+        if self.kept:
+            where = self.app.config.database.safe
+            self._say(f"the jobs are in {where}; to go on with them:")
+            self._say(f"  {script()} start --database {shlex.quote(where)} --queues {self.queue}={LIMIT}")
+        raise SystemExit(130)
+
+    async def _summary(self, seconds: float) -> Summary:
+        found = await self.app.list_jobs(queue=self.queue, limit=len(self.files) + 1)
+        discarded = [job for job in found if job.state == "discarded"]
+        where = self.app.config.database.safe
+        return Summary(
+            database=where,
+            figures=str(self.figures),
+            queue=self.queue,
+            enqueued=len(self.files),
+            states=dict(Counter(job.state for job in found)),
+            seconds=seconds,
+            totals=totals(self.figures, self.queue),
+            slowest=slowest(self.figures, self.queue),
+            errors=Counter(_kind_of_error(job) for job in discarded).most_common(),
+            rescued=sum("rescued" in job.meta for job in found),
+            workers_lost=self.workers.lost,
+            show=f"{script()} jobs show {discarded[0].id} --database {shlex.quote(where)}"
+            if discarded
+            else None,
+        )
+
+    def _say(self, text: str) -> None:
+        click.echo(text, err=self.err)
+
+
+def _kind_of_error(job: Job) -> str:
+    """Its last error without what differs from file to file."""
+    summary = job.errors[-1].summary if job.errors else "no error at all"
+    return re.sub(r"'[^']*\.py'", "a file", re.sub(r" \([^()]*, line \d+\)", "", summary))
+
+
+def _print(summary: Summary) -> None:
+    total = sum(summary.states.values())
+    say(
+        f"\n{counted(total, 'job')} in {duration(summary.seconds)}: {figure(total / summary.seconds)} a second\n"
+    )
+    rows = [(state, f"{count:,}") for state, count in sorted(summary.states.items())]
+    print_table(("STATE", "JOBS"), rows, right=["JOBS"])
+    say("\nparsed")
+    print_pairs({name: f"{value:,}" for name, value in summary.totals._asdict().items()})
+    say("\nthe slowest files")
+    print_table(
+        ("TIME", "LINES", "FILE"),
+        [(duration(slow.seconds), f"{slow.lines:,}", slow.path) for slow in summary.slowest],
+        right=["TIME", "LINES"],
+    )
+    if summary.errors:
+        say("\nthe errors of the discarded jobs, each tried three times")
+        print_table(("JOBS", "ERROR"), [(f"{n:,}", kind) for kind, n in summary.errors[:5]], right=["JOBS"])
+        if len(summary.errors) > 5:
+            say(f"and {counted(len(summary.errors) - 5, 'other')}")
+    if summary.workers_lost or summary.rescued:
+        say(
+            f"\n{counted(summary.workers_lost, 'worker')} died, {counted(summary.rescued, 'job')} of theirs rescued"
+        )
+    say(f"\n{summary.sum}")
+
+
+def _print_whereabouts(summary: Summary, folder: Path | None) -> None:
+    if summary.show:
+        say(f"\nlook at a discarded job:\n  {summary.show}")
+    if folder:
+        say(f"\nkept in {folder}; delete it when you like")
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "database": summary.database,
+        "figures": summary.figures,
+        "queue": summary.queue,
+        "enqueued": summary.enqueued,
+        "states": summary.states,
+        "seconds": summary.seconds,
+        "jobs_per_second": sum(summary.states.values()) / summary.seconds,
+        "totals": summary.totals._asdict(),
+        "slowest": [slow._asdict() for slow in summary.slowest],
+        "errors": [{"error": kind, "jobs": count} for kind, count in summary.errors],
+        "rescued": summary.rescued,
+        "workers_lost": summary.workers_lost,
+        "sum": summary.sum,
+        "sum_holds": summary.sum_holds,
+        "show": summary.show,
+    }
