@@ -1,0 +1,169 @@
+"""How the database finds its rows in the statements that run all the time, on a table with rows of every state.
+
+A claim walks the index of what is available, in its order; an ack looks rows up by their ids and by nothing
+else; what asks for the few due, running or old rows finds them by the index of just those.
+"""
+
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from staffa.engine import Ack, JobFilter
+from staffa.steps import Steps
+from tests.support import PAST, Plan, Store, entry
+from tests.support.stores import SQLiteStore
+
+COUNT, LONG_COUNT = 10_000, 1_000_000
+
+Check = Callable[[Store], Awaitable[None]]
+
+
+async def plans_of(store: Store, steps: Steps[Any]) -> list[Plan]:
+    """Run steps; the plans of those of their statements that concern jobs."""
+    statements = await store.statements_of(steps)
+    return [await store.plan(one) for one in statements if "oban_jobs" in one.text]
+
+
+async def a_claim_walks_the_index_of_what_is_available_in_its_order(store: Store) -> None:
+    producer = store.new_producer("queue-1")
+
+    for unknown in ([], ["tests.Unknown", "tests.Gone"]):
+        [plan] = await plans_of(store, store.engine.ack_and_claim(producer.beat, [], 100, unknown))
+
+        assert set(plan.indexes) == {"PRIMARY KEY", store.indexes["claim"]}, plan.text
+        assert not plan.scans, plan.text
+        assert not plan.sorts, plan.text
+
+
+async def acks_search_by_id_and_by_no_other_index(store: Store) -> None:
+    ids = [row[0] for row in await store.sql("SELECT id FROM {jobs} WHERE state = 'executing' LIMIT 50")]
+    completes = [Ack(id, PAST, "complete") for id in ids]
+    mixed = [*completes, Ack(7, PAST, "fail", "retryable", 5.0, entry(1, "Error"))]
+    stale_beside = [*completes, Ack(ids[0], "2021-01-01 00:00:00.000000", "complete")]
+
+    for acks in (completes, mixed, stale_beside):
+        plans = await plans_of(store, store.engine.ack_jobs(store.producer.beat, acks))
+
+        assert len(plans) == 2  # the acks, and a look at those that were refused
+        for plan in plans:
+            assert set(plan.indexes) == {"PRIMARY KEY"}, plan.text
+            assert not plan.scans, plan.text
+
+
+async def the_stagers_look_and_its_work_use_the_index_of_what_is_due(store: Store) -> None:
+    steps = store.engine.stage_jobs(1_000, ["queue-1", "queue-2", "empty"])
+    pending, stage = await plans_of(store, steps)
+
+    assert set(pending.indexes) == {store.indexes["due"], store.indexes["claim"]}, pending.text
+    assert set(stage.indexes) == {"PRIMARY KEY", store.indexes["due"]}, stage.text
+    assert not any(plan.scans or plan.sorts for plan in (pending, stage)), (pending.text, stage.text)
+
+
+async def a_heartbeat_and_a_retirement_find_what_executes_by_its_index(store: Store) -> None:
+    beats = [store.new_producer(f"queue-{n}").beat for n in range(5)]
+    executing = store.indexes["executing"]
+
+    beating = await plans_of(store, store.engine.heartbeat(beats))
+    retiring = await plans_of(store, store.engine.retire_producers(beats))
+
+    for plan in (*beating, *retiring):
+        assert set(plan.indexes) == {executing}, plan.text
+        assert not plan.scans, plan.text
+
+
+async def a_rescue_finds_the_dead_producers_jobs_by_the_index_of_what_executes(store: Store) -> None:
+    await store.producer.heartbeat()
+    await store.sql("UPDATE {producers} SET updated_at = {moment :then}", then=PAST)
+
+    rescue, bury = await plans_of(store, store.engine.rescue_jobs(25, 1_000))
+
+    assert set(rescue.indexes) == {"PRIMARY KEY", store.indexes["executing"]}, rescue.text
+    assert set(bury.indexes) == {store.indexes["executing"]}, bury.text
+    assert not any(plan.scans or plan.sorts for plan in (rescue, bury)), (rescue.text, bury.text)
+
+
+async def a_pruner_finds_old_jobs_of_each_state_by_its_index(store: Store) -> None:
+    ages = {"completed": 60.0, "discarded": 60.0, "cancelled": 60.0}
+
+    plans = await plans_of(store, store.engine.prune_jobs(ages, 10))
+
+    assert set().union(*(plan.indexes for plan in plans)) == {
+        "PRIMARY KEY",
+        *(store.indexes[state] for state in ages),
+    }
+    for plan in plans:
+        assert not plan.scans, plan.text
+        assert not plan.sorts, plan.text
+
+
+async def one_job_is_found_by_its_id(store: Store) -> None:
+    engine = store.engine
+
+    for steps in (
+        engine.get_job(7),
+        engine.cancel_job(7),
+        engine.retry_job(7),
+        engine.held_states([1, 2, 3]),
+    ):
+        [plan] = await plans_of(store, steps)
+
+        assert set(plan.indexes) == {"PRIMARY KEY"}, plan.text
+        assert not plan.scans, plan.text
+
+
+async def a_list_is_read_from_its_newest_end_without_sorting(store: Store) -> None:
+    [plan] = await plans_of(store, store.engine.list_jobs(JobFilter(), 100))
+
+    assert not plan.sorts, plan.text
+
+
+CHECKS: tuple[Check, ...] = (
+    a_claim_walks_the_index_of_what_is_available_in_its_order,
+    acks_search_by_id_and_by_no_other_index,
+    the_stagers_look_and_its_work_use_the_index_of_what_is_due,
+    a_heartbeat_and_a_retirement_find_what_executes_by_its_index,
+    a_rescue_finds_the_dead_producers_jobs_by_the_index_of_what_executes,
+    a_pruner_finds_old_jobs_of_each_state_by_its_index,
+    one_job_is_found_by_its_id,
+    a_list_is_read_from_its_newest_end_without_sorting,
+)
+
+
+async def test_what_executes_is_passed_once_per_beat_however_many_producers_there_are(store: Store) -> None:
+    if not isinstance(store, SQLiteStore):
+        pytest.skip("counts the steps of SQLite's virtual machine")
+    beats = [store.new_producer(f"queue-{n}").beat for n in range(100)]
+    for _ in range(500):
+        await store.plant_claimed()
+
+    async def steps(count: int) -> int:
+        _, executing = await store.statements_of(store.engine.heartbeat(beats[:count]))
+        connection, ticks = store.raw_connection(), itertools.count()
+        connection.set_progress_handler(lambda: next(ticks) < 0, 10)
+        connection.execute(executing.text, executing.parameters).fetchall()
+        return next(ticks)
+
+    assert await steps(100) < 2 * await steps(1)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no-statistics", "analyzed"])
+@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+async def test_with_10000_rows(store: Store, check: Check, analyzed: bool) -> None:
+    await store.fill(COUNT)
+    if analyzed:
+        await store.analyze()
+
+    await check(store)
+
+
+@pytest.mark.long
+async def test_with_a_million_rows(store: Store) -> None:
+    await store.fill(LONG_COUNT)
+
+    for check in CHECKS:
+        await check(store)
+    await store.analyze()
+    for check in CHECKS:
+        await check(store)

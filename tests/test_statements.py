@@ -1,0 +1,189 @@
+"""Every statement renders in every dialect, and asks for what the verbs bind: a watchman without servers."""
+
+import re
+import sqlite3
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import pytest
+
+from staffa.engine import Ack, Beat, JobFilter
+from staffa.engines import sqlite, statements
+from staffa.engines.basic import BasicEngine
+from staffa.engines.dialect import DIALECTS
+from staffa.jobs import COLUMNS, Job
+from staffa.migrations import Migrations
+from staffa.steps import Statement, Steps
+
+FRAGMENTS = {"JOB_COLUMNS", "CLAIMED_COLUMNS"}
+STATEMENTS: Mapping[str, str] = {
+    **{name: text for name, text in vars(statements).items() if name.isupper() and not name.startswith("_")},
+    "INSERT_MANY": sqlite.INSERT_MANY,
+}
+
+# A claim is known by the producer's uuid alone there.
+NOT_ASKED_FOR = {"postgres": {"node"}, "mysql": {"node"}}
+
+every_statement = pytest.mark.parametrize("name", STATEMENTS)
+every_dialect = pytest.mark.parametrize("dialect", DIALECTS)
+
+TEXT = re.compile(r"'(?:[^']|'')*'")
+PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
+
+
+def parameters(sql: str) -> set[str]:
+    """The parameters of a statement or of a template."""
+    return set(PARAMETER.findall(TEXT.sub("''", sql)))
+
+
+def named(template: str) -> set[str]:
+    """What a template's text names, and the moment that its spellings may ask for."""
+    return parameters(template) | {"now"}
+
+
+def test_there_are_statements_to_look_at() -> None:
+    assert len(STATEMENTS) > 20
+
+
+@every_dialect
+@every_statement
+@pytest.mark.parametrize("prefix", [None, "private"])
+def test_every_statement_renders_with_no_spelling_left_over(
+    name: str, dialect: str, prefix: str | None
+) -> None:
+    rendered = DIALECTS[dialect](prefix).render(STATEMENTS[name])
+
+    assert rendered
+    assert not re.search(r"\{\w|\w\}", TEXT.sub("''", rendered)), rendered
+
+
+@every_dialect
+def test_tables_stand_under_the_prefix(dialect: str) -> None:
+    spelled = DIALECTS[dialect]("private")
+
+    for name in STATEMENTS.keys() - FRAGMENTS:
+        rendered = spelled.render(STATEMENTS[name])
+        for table in re.findall(r"(\S*)(?:oban|staffa)_(?!job_state)\w+", rendered):
+            assert table.endswith(f"{spelled.identifier('private')}.{spelled.quote}"), rendered
+
+
+@every_dialect
+def test_a_prefix_cannot_leave_its_quotes(dialect: str) -> None:
+    quote = DIALECTS[dialect].quote
+
+    table = DIALECTS[dialect](f"a{quote}b").table("t")
+
+    assert table == f"{quote}a{quote}{quote}b{quote}.{quote}t{quote}"
+
+
+@every_statement
+def test_the_parameters_are_the_same_in_all_dialects(name: str) -> None:
+    template = STATEMENTS[name]
+
+    for dialect, spelled in DIALECTS.items():
+        asked = parameters(spelled().render(template))
+        assert asked <= named(template)
+        assert parameters(template) - asked <= NOT_ASKED_FOR.get(dialect, set())
+
+
+@pytest.fixture(scope="module")
+def tables() -> Generator[sqlite3.Connection, None, None]:
+    """The tables of the embedded database, in memory."""
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(Migrations(DIALECTS["sqlite"]()).text())
+    yield connection
+    connection.close()
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS.keys() - FRAGMENTS))
+def test_every_statement_can_be_prepared_against_the_embedded_tables(
+    name: str, tables: sqlite3.Connection
+) -> None:
+    rendered = DIALECTS["sqlite"]().render(STATEMENTS[name])
+    given: Any = [None] * rendered.count("?") if "?" in rendered else dict.fromkeys(parameters(rendered))
+
+    plan = tables.execute(f"EXPLAIN {rendered}", given).fetchall()
+
+    assert plan
+
+
+def test_columns_are_selected_in_the_order_in_which_jobs_read_them(tables: sqlite3.Connection) -> None:
+    selected = tables.execute(DIALECTS["sqlite"]().render(statements.GET_JOB), {"id": 1}).description
+
+    assert tuple(column[0] for column in selected) == COLUMNS
+
+
+# Verbs are generators: they can be driven by hand, on any dialect, with rows that a test makes up.
+
+BEAT = Beat("uuid", "staffa", "node", "default", {})
+FAILED = Ack(1, "token", "fail", "retryable", 1.0, "{}")
+
+VERBS: Mapping[str, Callable[[BasicEngine], Steps[Any]]] = {
+    "insert_jobs": lambda engine: engine.insert_jobs([Job(worker="a"), Job(worker="a")]),
+    "ack_and_claim": lambda engine: engine.ack_and_claim(BEAT, [Ack(1, "t", "complete")], 5),
+    "ack_and_claim, some unknown": lambda engine: engine.ack_and_claim(BEAT, [FAILED], 5, ["x"]),
+    "stage_jobs": lambda engine: engine.stage_jobs(5, ["default"]),
+    "heartbeat": lambda engine: engine.heartbeat([BEAT]),
+    "producers": lambda engine: engine.producers(25.0),
+    "retire_producers": lambda engine: engine.retire_producers([BEAT]),
+    "held_states": lambda engine: engine.held_states([1]),
+    "rescue_jobs": lambda engine: engine.rescue_jobs(25.0, 5),
+    "prune_jobs": lambda engine: engine.prune_jobs({"completed": 1.0, "discarded": 1.0, "cancelled": 1.0}, 5),
+    "get_job": lambda engine: engine.get_job(1),
+    "list_jobs": lambda engine: engine.list_jobs(JobFilter(["available"], None, ["a"]), 5),
+    "count_jobs": lambda engine: engine.count_jobs(),
+    "cancel_job": lambda engine: engine.cancel_job(1),
+    "retry_job": lambda engine: engine.retry_job(1),
+}
+
+MOMENT = "2026-11-21 09:30:00.000000"
+ROWS: Mapping[str, list[tuple[Any, ...]]] = {
+    statements.INSERT_JOB: [(1, MOMENT, MOMENT)],
+    statements.PENDING: [(None,)],
+    statements.PRUNABLE: [("completed",), ("discarded",), ("cancelled",)],
+    statements.STALE_PRODUCERS: [("uuid", "node")],
+}
+
+
+def statements_of(steps: Steps[Any], answers: Mapping[str, list[tuple[Any, ...]]]) -> list[Statement]:
+    """Drive a verb to its end with made-up rows; the statements that it asked for."""
+    asked: list[Statement] = []
+    try:
+        item = next(steps)
+        while True:
+            rows: list[tuple[Any, ...]] = []
+            if isinstance(item, Statement):
+                asked.append(item)
+                rows = answers.get(item.text, [])
+            item = steps.send(rows)
+    except StopIteration:
+        return asked
+
+
+@every_dialect
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_binds_what_its_statements_ask_for(verb: str, dialect: str) -> None:
+    spelled = DIALECTS[dialect]()
+    answers = {spelled.render(template): rows for template, rows in ROWS.items()}
+
+    asked = statements_of(VERBS[verb](BasicEngine(spelled)), answers)
+
+    assert asked
+    for statement in asked:
+        assert parameters(statement.text) <= statement.parameters.keys(), statement
+
+
+@every_dialect
+def test_every_statement_is_used_by_a_verb(dialect: str) -> None:
+    spelled = DIALECTS[dialect]()
+    answers = {spelled.render(template): rows for template, rows in ROWS.items()}
+    engine = BasicEngine(spelled)
+
+    used = {one.text for verb in VERBS.values() for one in statements_of(verb(engine), answers)}
+
+    unused = {
+        name
+        for name, text in STATEMENTS.items()
+        if name not in FRAGMENTS and spelled.render(text) not in used
+    }
+    assert unused == {"INSERT_MANY"}
