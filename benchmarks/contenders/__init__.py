@@ -1,0 +1,1 @@
+"""Frameworks for background jobs: ours and a peer."""
