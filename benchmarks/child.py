@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import probe, statements
-from benchmarks.contender import contender
+from benchmarks.contender import load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """Which method to call, with what, and where to leave the marks and the statements."""
 
-    contender: str
-    folder: str
+    module: str
+    variant: str
+    url: str
     limit: int
     method: str
     arguments: dict[str, Any] = field(default_factory=dict)
     probe: str | None = None
-    statements: str | None = None
+    trace: str | None = None
 
 
 def carry_out(order: Order) -> object:
-    if order.statements:
-        statements.record(Path(order.statements))
+    if order.trace:
+        statements.record(Path(order.trace))
     if order.probe:
         probe.attach(Path(order.probe))
-    variant = order.contender.partition("-")[2]
-    made = contender(order.contender)(Path(order.folder), variant, order.limit)
+    made = load(order.module)(order.url, order.variant, order.limit)
     return getattr(made, order.method)(**order.arguments)
 
 

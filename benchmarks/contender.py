@@ -1,24 +1,19 @@
-"""The contract of a contender, and the table of all of them.
+"""The contract of a contender, and the forms in which one takes part.
 
 A contender is made in a child process for one repetition. Its methods are called from there, by name, with
 one exception: the attributes and `unfinished` and `completed` are read by the parent, too.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import ClassVar, NoReturn
-
-MODULES = {
-    "staffa": "benchmarks.contenders.staffa_sqlite",
-    "floor": "benchmarks.floors.sqlite",
-    "huey": "benchmarks.contenders.huey_sqlite",
-}
 
 
 class Contender:
-    """One way to run background jobs in an SQLite file. The bodies of its jobs call `probe.mark(n)`."""
+    """One way to run background jobs in a database. The bodies of its jobs call `probe.mark(n)`."""
 
-    # The forms in which it takes part, by the durability of a commit, and the workloads of each.
+    # The forms in which it takes part (its name alone, if that is empty), and the workloads of each.
     variants: ClassVar[dict[str, frozenset[str]]]
     # Counts the jobs that are not yet known to be done; and those that are, unless their rows are deleted.
     unfinished: ClassVar[str]
@@ -26,8 +21,8 @@ class Contender:
     # Whether one process can work several queues.
     many_queues: ClassVar[bool] = False
 
-    def __init__(self, folder: Path, variant: str, limit: int) -> None:
-        self.database = folder / "jobs.db"
+    def __init__(self, url: str, variant: str, limit: int) -> None:
+        self.url = url
         self.variant = variant
         self.limit = limit
 
@@ -35,6 +30,9 @@ class Contender:
     def description(cls) -> str:
         """Name, version and what sets it apart, for the head of the report."""
         raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make the tables in the empty database. Called first, in a process of its own."""
 
     def fill(self, jobs: int, *, threads: bool) -> None:
         """Insert jobs 0 to `jobs` - 1, to be run by `def` functions if `threads`."""
@@ -47,7 +45,7 @@ class Contender:
     def bulk(self, jobs: int) -> float:
         """Insert one job, then that many with the best bulk call there is.
 
-        Returns the seconds without that first one, in which tables are made, but with building the jobs.
+        Returns the seconds without that first one, which opens what is opened once, but with building the jobs.
         """
         raise NotImplementedError
 
@@ -68,12 +66,39 @@ class Contender:
         raise NotImplementedError
 
 
-def names(groups: list[str]) -> list[str]:
-    """Every form of the given contenders: `staffa-full`, `staffa-normal`, …"""
-    return [f"{group}-{variant}" for group in groups for variant in contender(group).variants]
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A contender in one of its forms: `floor-full`, `floor-normal`, …"""
+
+    group: str
+    module: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}-{self.variant}" if self.variant else self.group
+
+    @property
+    def contender(self) -> type[Contender]:
+        return load(self.module)
+
+    @property
+    def workloads(self) -> frozenset[str]:
+        return self.contender.variants[self.variant]
 
 
-def contender(name: str) -> type[Contender]:
-    """The class of a contender, by its name or that of one of its forms."""
-    found: type[Contender] = import_module(MODULES[name.partition("-")[0]]).CONTENDER
+def load(module: str) -> type[Contender]:
+    found: type[Contender] = import_module(module).CONTENDER
     return found
+
+
+def forms(modules: Mapping[str, str]) -> tuple[list[Form], dict[str, str]]:
+    """Every form of these contenders, and why others cannot take part: what they need is not installed."""
+    found: list[Form] = []
+    missing: dict[str, str] = {}
+    for group, module in modules.items():
+        try:
+            found += [Form(group, module, variant) for variant in load(module).variants]
+        except ModuleNotFoundError as error:
+            missing[group] = str(error)
+    return found, missing

@@ -1,18 +1,18 @@
 """The processes of one measurement: started, watched and ended by the parent."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.child import Order
-from benchmarks.contender import Contender, contender
+from benchmarks.contender import Contender, Form
+from benchmarks.databases import Database
 from benchmarks.probe import Probe
 
 TIMEOUT = 300.0
@@ -24,9 +24,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """One contender, a folder of its own for the fresh file, and the sizes that were asked for."""
+    """A form of a contender, its fresh database, a folder of its own, and the sizes that were asked for."""
 
-    contender: str
+    form: Form
+    database: Database
     folder: Path
     jobs: int
     limit: int
@@ -34,7 +35,7 @@ class Bench:
 
     @property
     def kind(self) -> type[Contender]:
-        return contender(self.contender)
+        return self.form.contender
 
     def probe(self, jobs: int = 0) -> Probe:
         return Probe(self.folder / "probe", jobs)
@@ -49,11 +50,11 @@ class Bench:
 
     @contextmanager
     def running(
-        self, method: str, *, probe: Probe, statements: Path | None = None, **arguments: Any
-    ) -> Iterator["Worker"]:
+        self, method: str, *, probe: Probe, traced: bool = False, **arguments: Any
+    ) -> Generator["Worker"]:
         """Run a method that never returns while the block lasts; it is entered when the worker is ready."""
         log = self.folder / "worker.log"
-        command = self._command(method, arguments, probe, statements)
+        command = self._command(method, arguments, probe, self.database.trace if traced else None)
         with log.open("w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
             worker = Worker(process, log)
             try:
@@ -62,28 +63,18 @@ class Bench:
             finally:
                 process.kill()
 
-    def ask(self, statement: str) -> int:
-        """The number that a read-only connection of our own gets."""
-        uri = f"file:{self.folder / 'jobs.db'}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=10)) as connection:
-            return int(connection.execute(statement).fetchone()[0])
-
-    def checkpoint(self) -> None:
-        """The same start for all: every page is in the file, none in the log."""
-        with closing(sqlite3.connect(self.folder / "jobs.db")) as connection:
-            connection.execute("PRAGMA wal_checkpoint(truncate)")
-
     def _command(
-        self, method: str, arguments: dict[str, Any], probe: Probe | None, statements: Path | None = None
+        self, method: str, arguments: dict[str, Any], probe: Probe | None, trace: Path | None = None
     ) -> list[str]:
         order = Order(
-            contender=self.contender,
-            folder=str(self.folder),
+            module=self.form.module,
+            variant=self.form.variant,
+            url=self.database.url,
             limit=self.limit,
             method=method,
             arguments=arguments,
             probe=str(probe.path) if probe else None,
-            statements=str(statements) if statements else None,
+            trace=str(trace) if trace else None,
         )
         return [sys.executable, "-m", "benchmarks.child", json.dumps(asdict(order))]
 

@@ -10,14 +10,13 @@ import psutil
 
 from benchmarks.probe import Probe
 from benchmarks.process import Bench, Failed, Worker
-from benchmarks.statements import recorded
 
 Figures = dict[str, float]
 
 SINGLES = 2_000
 LATENCIES, WARM = 300, 20
-GAP_TOGETHER, GAP_ACROSS = 0.005, 0.020
-SETTLE, IDLE = 6.0, 10.0
+GAP_WITHIN, GAP = 0.005, 0.020
+SETTLE, IDLE = 12.0, 10.0  # an idle connection tells PostgreSQL of its last transactions after 10 s
 BATCH = 10_000
 MIB = 1024 * 1024
 
@@ -43,10 +42,10 @@ def threads(bench: Bench) -> Figures:
 
 def _drain(bench: Bench, *, threads: bool) -> Figures:
     bench.call("fill", jobs=bench.jobs, threads=threads)
-    bench.checkpoint()
+    bench.database.settle()
     probe = bench.probe(bench.jobs)
     with bench.running("work", probe=probe, queues=1) as worker:
-        # While jobs run only shared memory is looked at; the file is asked when all of them have started.
+        # While jobs run only shared memory is looked at; the database is asked when all of them have started.
         worker.wait(partial(_started, probe, bench.jobs))
         end = _finished(bench, worker)
         _verify(bench, probe)
@@ -54,13 +53,13 @@ def _drain(bench: Bench, *, threads: bool) -> Figures:
 
 
 def _finished(bench: Bench, worker: Worker) -> int:
-    """The moment at which the file has no unfinished job."""
+    """The moment at which the database has no unfinished job."""
     asked = 0
 
     def finished() -> bool:
         nonlocal asked
         asked = time.monotonic_ns()
-        return bench.ask(bench.kind.unfinished) == 0
+        return bench.database.ask(bench.kind.unfinished) == 0
 
     worker.wait(finished, every=0.002)
     return asked
@@ -70,7 +69,7 @@ def _verify(bench: Bench, probe: Probe) -> None:
     """Every job has run once, and its row says so."""
     if probe.bodies != bench.jobs or 0 in probe.started_ns:
         raise Failed(f"{probe.bodies} bodies for {bench.jobs} jobs, {probe.started_ns.count(0)} jobs not run")
-    if bench.kind.completed and (rows := bench.ask(bench.kind.completed)) != bench.jobs:
+    if bench.kind.completed and (rows := bench.database.ask(bench.kind.completed)) != bench.jobs:
         raise Failed(f"{rows} completed rows for {bench.jobs} jobs")
 
 
@@ -87,31 +86,27 @@ def single(bench: Bench) -> Figures:
 
 
 def _verify_inserted(bench: Bench, jobs: int) -> None:
-    if (rows := bench.ask(bench.kind.unfinished)) != jobs + 1:
+    if (rows := bench.database.ask(bench.kind.unfinished)) != jobs + 1:
         raise Failed(f"{rows} rows for {jobs} jobs and the one before them")
 
 
-def latency(bench: Bench) -> Figures:
-    together, across = _together(bench), _across(bench)
-    return {
-        f"{where}_p{percent}": percentile(latencies, percent)
-        for where, latencies in (("in", together), ("across", across))
-        for percent in (50, 95, 99)
-    }
-
-
-def _together(bench: Bench) -> list[float]:
+def within(bench: Bench) -> Figures:
     probe = bench.probe(LATENCIES + WARM)
-    moments = bench.call("together", probe=probe, jobs=LATENCIES + WARM, gap=GAP_TOGETHER)
-    return _latencies(moments, probe)
+    moments = bench.call("together", probe=probe, jobs=LATENCIES + WARM, gap=GAP_WITHIN)
+    return _percentiles(moments, probe)
 
 
-def _across(bench: Bench) -> list[float]:
+def latency(bench: Bench) -> Figures:
     probe = bench.probe(LATENCIES + WARM)
     with bench.running("work", probe=probe, queues=1) as worker:
-        moments = bench.call("paced", jobs=LATENCIES + WARM, gap=GAP_ACROSS)
+        moments = bench.call("paced", jobs=LATENCIES + WARM, gap=GAP)
         worker.wait(partial(_started, probe, LATENCIES + WARM), timeout=30)
-    return _latencies(moments, probe)
+    return _percentiles(moments, probe)
+
+
+def _percentiles(moments: list[int], probe: Probe) -> Figures:
+    latencies = _latencies(moments, probe)
+    return {f"p{percent}": percentile(latencies, percent) for percent in (50, 95, 99)}
 
 
 def _latencies(moments: list[int], probe: Probe) -> list[float]:
@@ -128,13 +123,12 @@ def idle(bench: Bench) -> Figures:
 
 
 def _idle(bench: Bench, queues: int) -> Figures:
-    statements = bench.folder / f"statements-{queues}"
-    with bench.running("work", probe=bench.probe(), statements=statements, queues=queues) as worker:
+    with bench.running("work", probe=bench.probe(), traced=True, queues=queues) as worker:
         process = psutil.Process(worker.process.pid)
         time.sleep(SETTLE)
-        before, cpu_before = recorded(statements), sum(process.cpu_times()[:2])
+        before, cpu_before = bench.database.statements(), sum(process.cpu_times()[:2])
         time.sleep(IDLE)
-        sent, cpu = recorded(statements) - before, sum(process.cpu_times()[:2]) - cpu_before
+        sent, cpu = bench.database.statements() - before, sum(process.cpu_times()[:2]) - cpu_before
     rates = {
         f"sent with {queues} queues: {statement}": times / IDLE for statement, times in sent.most_common(10)
     }
@@ -143,7 +137,8 @@ def _idle(bench: Bench, queues: int) -> Figures:
 
 def memory(bench: Bench) -> Figures:
     step = max(bench.memory_jobs // 10, 1)
-    probe, samples = bench.probe(), []
+    probe = bench.probe()
+    samples: list[float] = []
     began = time.monotonic()
     with bench.running("churn", probe=probe, jobs=bench.memory_jobs, batch=min(BATCH, step)) as worker:
         process = psutil.Process(worker.process.pid)
@@ -163,9 +158,10 @@ def percentile(values: list[float], percent: int) -> float:
     return sorted(values)[len(values) * percent // 100]
 
 
+PERCENTILES = {"p50": "p50", "p95": "p95", "p99": "p99"}
 WORKLOADS = {
     "drain": Workload(
-        title="drain: `async def` jobs that wait in the file, one process",
+        title="drain: `async def` jobs that wait in the database, one process",
         measure=drain,
         figures={"jobs_s": "jobs/s"},
     ),
@@ -184,17 +180,15 @@ WORKLOADS = {
         measure=single,
         figures={"jobs_s": "jobs/s", "p50": "p50 µs"},
     ),
+    "within": Workload(
+        title="within: from the call that enqueues to the start of the body in the same process, in µs",
+        measure=within,
+        figures=PERCENTILES,
+    ),
     "latency": Workload(
-        title="latency: from the call that enqueues to the start of the body, in µs, within one process and across two",
+        title="latency: from the call that enqueues to the start of the body in another process, in µs",
         measure=latency,
-        figures={
-            "in_p50": "within p50",
-            "in_p95": "within p95",
-            "in_p99": "within p99",
-            "across_p50": "across p50",
-            "across_p95": "across p95",
-            "across_p99": "across p99",
-        },
+        figures=PERCENTILES,
     ),
     "idle": Workload(
         title="idle: statements/s of a process with nothing to do, and its share of a core",

@@ -8,13 +8,13 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Never, Self, cast
 
 from staffa import clock, telemetry
 from staffa.config import Config
@@ -26,7 +26,7 @@ from staffa.executor import Executor
 from staffa.heartbeat import STALE_AFTER, Heartbeat
 from staffa.jobs import Job, JobState
 from staffa.migrations import Migration, MigrationStatus
-from staffa.notifiers import LocalNotifier
+from staffa.notifiers import notifier_for
 from staffa.options import check, shown
 from staffa.peers import IsolatedPeer
 from staffa.plugin import Plugin
@@ -97,9 +97,11 @@ class Staffa:
         prefix: The schema of the tables, where the database has schemas.
         stage_interval: Seconds or a `timedelta` between two looks for due jobs; 1.
         grace_period: Seconds or a `timedelta` that running jobs get to finish when the instance stops; 15.
+        notify: Whether processes tell each other of new jobs through the database, where it can; True. With False
+            nothing is sent and nobody listens: each node looks every `stage_interval`.
 
     Raises:
-        InvalidOption: An option is wrong; the message names it.
+        InvalidOption: Options are wrong; the message names them all.
     """
 
     def __init__(
@@ -113,10 +115,13 @@ class Staffa:
         prefix: str | None = None,
         stage_interval: float | timedelta | None = None,
         grace_period: float | timedelta | None = None,
+        notify: bool | None = None,
+        **unknown: Never,
     ) -> None:
         self._arguments: dict[str, Any] = {
+            **unknown,
             "url": url, "queues": queues, "name": name, "node": node, "prefix": prefix,
-            "stage_interval": stage_interval, "grace_period": grace_period,
+            "stage_interval": stage_interval, "grace_period": grace_period, "notify": notify,
         }  # fmt: skip
         self._flags: dict[str, Any] = {}
         self._checked = False
@@ -152,7 +157,7 @@ class Staffa:
         """Say options anew, stronger than the constructor's; what the command line does with its flags.
 
         Args:
-            **options: `url`, `queues`, `name`, `node`, `prefix`, `stage_interval`, `grace_period`.
+            **options: `url`, `queues`, `name`, `node`, `prefix`, `stage_interval`, `grace_period`, `notify`.
 
         Raises:
             InvalidOption: An option is wrong, or the instance is in use already.
@@ -194,11 +199,11 @@ class Staffa:
             SchemaError: The tables are missing or of another version.
             UnsupportedConnection: `conn` is of a kind that is not known.
         """
-        new = _new(job, "job")
-        runtime = self._runtime() if conn is not None else await self._ready()
-        stored = await runtime.insert([new], conn)
-        stored[0]._tentative = conn is not None
-        return stored[0]
+        with _storing([_new(job, "job")]) as new:
+            runtime = self._runtime() if conn is not None else await self._ready()
+            stored = await runtime.insert(new, conn)
+            stored[0]._tentative = conn is not None
+            return stored[0]
 
     async def enqueue_all(self, jobs: Iterable[Job], /, *, conn: object = None) -> list[Job]:
         """Store many jobs at once, all or none; tens of thousands in one call are fine.
@@ -217,11 +222,12 @@ class Staffa:
         new = [_new(job, f"jobs[{index}]") for index, job in enumerate(jobs)]
         if len({id(job) for job in new}) < len(new):
             raise InvalidJob("enqueue_all", [Problem("jobs", "each job once", "the same object twice")])
-        runtime = self._runtime() if conn is not None else await self._ready()
-        stored = await runtime.insert(new, conn)
-        for one in stored:
-            one._tentative = conn is not None
-        return stored
+        with _storing(new):
+            runtime = self._runtime() if conn is not None else await self._ready()
+            stored = await runtime.insert(new, conn)
+            for one in stored:
+                one._tentative = conn is not None
+            return stored
 
     # Jobs there are.
 
@@ -277,7 +283,7 @@ class Staffa:
         runtime = await self._ready()
         job = await runtime.run(runtime.engine.cancel_job(id))
         if job is not None:
-            await runtime.notifier.notify("signal", [{"action": "cancel", "job_id": id}])
+            await runtime.notifier.notify("signal", [{"action": "pkill", "job_id": id}])
         return job
 
     async def retry_job(self, id: int, /) -> Job | None:
@@ -495,6 +501,7 @@ class Staffa:
         unwatch = runtime.connections.watch(stager.wake_from_anywhere)
         if unwatch is not None:
             stack.callback(unwatch)
+        stack.callback(runtime.notifier.on_gap(stager.wake))
         for plugin in self.plugins:
             plugin.bind(runtime)
             await self._start_one(stack, plugin)
@@ -545,14 +552,24 @@ class Staffa:
 
     def _build(self) -> Runtime:
         register_instance(self)
-        connections = connections_for(self.config.database)
+        config = self.config
+        connections = connections_for(config.database)
         weakref.finalize(self, connections.release)
+        engine = engine_for(config.database.kind, config.prefix)
+        notifier = notifier_for(
+            connections,
+            engine,
+            instance=config.name,
+            node=config.node,
+            prefix=config.prefix,
+            enabled=config.notify,
+        )
         return Runtime(
-            name=self.config.name,
-            node=self.config.node,
-            engine=engine_for(self.config.database.kind, self.config.prefix),
+            name=config.name,
+            node=config.node,
+            engine=engine,
             connections=connections,
-            notifier=LocalNotifier(self.config.name, connections.topic),
+            notifier=notifier,
             peer=IsolatedPeer(),
         )
 
@@ -594,6 +611,28 @@ def _new(job: object, path: str) -> Job:
             job.worker, [Problem(path, "a new job", f"one that is stored already, with id {job.id}")]
         )
     return job
+
+
+# The jobs that are being stored at this moment, by identity, and for whom: one object is one row.
+_being_stored: dict[int, object] = {}
+if hasattr(os, "register_at_fork"):  # where processes can fork
+    os.register_at_fork(after_in_child=_being_stored.clear)
+
+
+@contextmanager
+def _storing(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
+    """Refuse a job that somebody else is storing: until that is done, it has no id to tell it by."""
+    ours = object()
+    try:
+        for job in jobs:
+            if _being_stored.setdefault(id(job), ours) is not ours:
+                problem = Problem("job", "each job once", "an object that is being stored at this moment")
+                raise InvalidJob(job.worker, [problem])
+        yield jobs
+    finally:
+        for job in jobs:
+            if _being_stored.get(id(job)) is ours:
+                del _being_stored[id(job)]
 
 
 def _id(id: object) -> None:

@@ -17,11 +17,13 @@ from staffa.steps import Steps
 __all__ = [
     "Ack",
     "Beat",
+    "Beaten",
     "Claim",
     "Engine",
     "Executing",
     "JobFilter",
     "Lost",
+    "Notice",
     "ProducerRow",
     "Rescued",
     "Staged",
@@ -58,9 +60,10 @@ class Claim(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """How many due jobs became available, and the queues (among those asked for) that have available jobs."""
+    """How many due jobs became available, in which queues, and which of those asked for have available jobs."""
 
     staged: int
+    into: list[str]
     queues: list[str]
 
 
@@ -88,6 +91,20 @@ class Executing(NamedTuple):
     id: int
     token: str
     uuid: str
+
+
+class Beaten(NamedTuple):
+    """What a heartbeat brought: the moment by the database's clock, and what executes under our producers."""
+
+    now: str
+    executing: list[Executing]
+
+
+class Notice(NamedTuple):
+    """Messages that the database itself delivers: the channel's full name, and the encoded payloads."""
+
+    channel: str
+    payloads: Sequence[str]
 
 
 class ProducerRow(NamedTuple):
@@ -123,15 +140,23 @@ class Engine(Protocol):
     """Can the tables live under a prefix (a schema)?"""
     skips_locked_rows: bool
     """Do two claimers pass by each other's rows instead of waiting?"""
+    acks_before_it_claims: bool
+    """Can a round trip claim what it has just given back?"""
     returns_inserted_rows: bool
     """Does one statement insert a row and return it?"""
+    notifies: bool
+    """Does the database itself deliver messages, when the transaction that sends them commits?"""
 
     migrations: Migrations
     now: Callable[[], str | None]
     """The moment that verbs bind as `:now`: None for the database's own clock. Tests replace it."""
 
-    def insert_jobs(self, jobs: Sequence[Job]) -> Steps[list[Job]]:
-        """Store new jobs, all or none, and give them their ids and moments."""
+    def insert_jobs(self, jobs: Sequence[Job], notice: Notice | None = None) -> Steps[list[Job]]:
+        """Store new jobs, all or none, and give them their ids and moments; the notice is delivered if they are."""
+        ...
+
+    def notify(self, notice: Notice) -> Steps[None]:
+        """Deliver messages; only where the database does that."""
         ...
 
     def ack_and_claim(
@@ -148,8 +173,8 @@ class Engine(Protocol):
         """Make up to `limit` due jobs available, the longest due first."""
         ...
 
-    def heartbeat(self, beats: Sequence[Beat]) -> Steps[list[Executing]]:
-        """Refresh our producers' rows; returns what is executing under them."""
+    def heartbeat(self, beats: Sequence[Beat]) -> Steps[Beaten]:
+        """Refresh our producers' rows; returns when that was, and what is executing under them."""
         ...
 
     def producers(self, stale_after: float) -> Steps[list[ProducerRow]]:
@@ -164,8 +189,14 @@ class Engine(Protocol):
         """State, token and producer's uuid of the rows with these ids, as far as they exist."""
         ...
 
-    def rescue_jobs(self, stale_after: float, limit: int) -> Steps[list[Rescued]]:
-        """Take up to `limit` jobs per dead producer back; a producer left without any is deleted."""
+    def rescue_jobs(
+        self, stale_after: float, limit: int, *, beaten_at: str | None = None, longest_gap: float = 0.0
+    ) -> Steps[list[Rescued]]:
+        """Take up to `limit` jobs per dead producer back; a producer left without any is deleted.
+
+        Nothing is done when `beaten_at`, our own last beat, is longer than `longest_gap` seconds ago by the
+        database's clock: then it is that clock which has jumped.
+        """
         ...
 
     def prune_jobs(self, max_age: Mapping[str, float], limit: int) -> Steps[dict[str, int]]:

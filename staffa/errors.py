@@ -67,9 +67,15 @@ class InvalidJob(StaffaError, ValueError):
 class InvalidOption(StaffaError, ValueError):
     """An option has a wrong name or value; `option` is its name."""
 
-    def __init__(self, message: str, *, option: str = "") -> None:
+    def __init__(self, message: str, *, option: str = "", problems: "Sequence[InvalidOption]" = ()) -> None:
         self.option = option
+        self._problems = tuple(problems)
         super().__init__(message)
+
+    @property
+    def problems(self) -> "tuple[InvalidOption, ...]":
+        """Each that is wrong, where several are; else this one."""
+        return self._problems or (self,)
 
 
 class UnknownWorker(StaffaError, LookupError):
@@ -102,6 +108,9 @@ class UnsupportedConnection(StaffaError, TypeError):
 
 class DatabaseError(StaffaError):
     """The database refused a statement; trying again will not help."""
+
+    repeatable = False
+    """Whether our own transaction was broken off for another's sake, so that it may simply be run again."""
 
 
 class DatabaseUnavailable(DatabaseError):

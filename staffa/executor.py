@@ -271,7 +271,8 @@ class Executor:
         execution._late = loop.call_later(after, self._note_late, execution.job, limit)
 
     def _note_late(self, job: RunningJob, limit: float) -> None:
-        log.warning("%s runs past its timeout of %g s; see job.check_cancelled()", describe(job), limit)
+        if not telemetry.logged("job.late"):
+            log.warning("%s runs past its timeout of %g s; see job.check_cancelled()", describe(job), limit)
         if telemetry.listening("job.late"):
             data = {"instance": self.runtime.name, "node": self.runtime.node, "job": job, "timeout": limit}
             telemetry.emit("job.late", data)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from staffa import backoff, clock, telemetry
 from staffa.connections import Dedicated
-from staffa.engine import Ack, Executing, ProducerRow
+from staffa.engine import Ack, Beaten, Executing, ProducerRow
 from staffa.errors import DatabaseError
 from staffa.executor import StopReason, describe
 from staffa.jobs import RunningJob
@@ -52,6 +52,7 @@ class Heartbeat(Service):
         self.interval = interval
         self._producers = producers
         self._thread: threading.Thread | None = None
+        self._connection: Dedicated | None = None
         self._inner: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.AbstractEventLoop | None = None
         self._main_thread = 0
@@ -128,7 +129,12 @@ class Heartbeat(Service):
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _beat_on(self) -> None:
-        connection: Dedicated | None = None
+        try:
+            await self._beat_until_stopped()
+        finally:
+            await self._drop_connection()
+
+    async def _beat_until_stopped(self) -> None:
         pause = 0.0
         while not self._stopping.is_set():
             await self._wait(pause or backoff.jitter(self.interval))
@@ -139,17 +145,18 @@ class Heartbeat(Service):
                 self._stopping.set()
                 break
             try:
-                connection = connection or await self.runtime.connections.dedicated()
-                await self._beat(connection)
+                self._connection = self._connection or await self.runtime.connections.dedicated()
+                await self._beat(self._connection)
                 pause = 0.0
             except Exception as error:
                 pause = min((pause or 0.25) * 2, LONGEST_PAUSE)
                 self.runtime.pulse.stops()
                 log.warning("a heartbeat failed, the next follows in %.1f s: %s", pause, error)
                 telemetry.emit("loop.failed", {"service": self.name, "error": error, "delay": pause})
-                if connection is not None:
-                    await connection.close()
-                connection = None
+                await self._drop_connection()
+
+    async def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
@@ -169,8 +176,9 @@ class Heartbeat(Service):
             return
         before = {one.uuid: _Snapshot(one) for one in producers}
         beats = [one.beat() for one in producers]
-        executing: list[Executing] = await connection.run(self.runtime.engine.heartbeat(beats))
-        self.runtime.pulse.beats(self.runtime.wall(), LONGEST_GAP)
+        beaten: Beaten = await connection.run(self.runtime.engine.heartbeat(beats))
+        executing = beaten.executing
+        self.runtime.pulse.beats(clock.from_text(beaten.now).timestamp(), LONGEST_GAP)
         for producer in producers:
             rows = [row for row in executing if row.uuid == producer.uuid]
             snapshot = before[producer.uuid]
@@ -210,7 +218,7 @@ class Heartbeat(Service):
             mine = token == job._token and uuid == producer.uuid
             if not (mine and state in ("executing", "completed")) and self._main is not None:
                 reason: StopReason = "cancelled" if mine and state == "cancelled" else "lost"
-                self._main.call_soon_threadsafe(producer.interrupt, job.id, reason)
+                self._main.call_soon_threadsafe(producer.interrupt, job.id, reason, job._token)
 
     async def _judge_unknown(self, connection: Any, producers: Sequence[Producer]) -> None:
         """A worker that every live producer of a queue names as unknown is doomed: its jobs are claimed, and fail."""

@@ -477,7 +477,7 @@ def _names(text: str | None) -> list[str]:
 
 
 def _object(text: str | None, name: str) -> dict[str, Any]:
-    value = payload.decode(text or "{}")
+    value = payload.decode_stored(text or "{}")
     if not isinstance(value, dict):
         raise ValueError(f"expected {name} to be a JSON object, got: {shown(value)}")
     return cast("dict[str, Any]", value)

@@ -7,6 +7,7 @@ value that cannot be kept.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -19,7 +20,7 @@ import msgspec
 from staffa.errors import Problem
 from staffa.options import shown
 
-__all__ = ["MAX_BYTES", "decode", "encode", "encode_object", "storable"]
+__all__ = ["MAX_BYTES", "decode", "decode_stored", "encode", "encode_object", "storable"]
 
 MAX_BYTES = 1_000_000
 
@@ -29,6 +30,9 @@ MAX_DEPTH = 90
 # Larger integers lose digits in some databases' JSON.
 MIN_INT, MAX_INT = -(2**63), 2**63 - 1
 
+# As many digits in a row as an integer of 64 bits has at most.
+_MANY_DIGITS = re.compile(r"\d{19}")
+
 decode = msgspec.json.decode
 _encoder = msgspec.json.Encoder(order="sorted")
 
@@ -36,6 +40,25 @@ _encoder = msgspec.json.Encoder(order="sorted")
 def encode(value: object) -> str:
     """Canonical JSON: sorted keys, no spaces, so that equal values are equal texts."""
     return _encoder.encode(value).decode()
+
+
+def decode_stored(text: str) -> Any:
+    """JSON out of a database. PostgreSQL writes a large float as a whole number; it becomes a float again."""
+    value = decode(text)
+    return _without_large_integers(value) if len(text) > 19 and _MANY_DIGITS.search(text) else value
+
+
+def _without_large_integers(value: Any) -> Any:
+    match value:
+        case int() if not MIN_INT <= value <= MAX_INT:
+            return float(value)
+        case dict():
+            return {key: _without_large_integers(item) for key, item in cast("dict[str, Any]", value).items()}
+        case list():
+            items: list[Any] = value
+            return [_without_large_integers(item) for item in items]
+        case _:
+            return value
 
 
 def encode_object(value: object, path: str, problems: list[Problem]) -> str:

@@ -130,7 +130,11 @@ class Producer(Loop):
         self._draining = False
         self._drained, self._hurry = asyncio.Event(), asyncio.Event()
         listen = self.runtime.notifier.listen
-        self._unlisten = [listen("insert", self._on_insert), listen("signal", self._on_signal)]
+        self._unlisten = [
+            listen("insert", self._on_insert),
+            listen("signal", self._on_signal),
+            self.runtime.notifier.on_gap(self.wake),
+        ]
 
     async def closed(self) -> None:
         """Listen no more."""
@@ -144,10 +148,10 @@ class Producer(Loop):
             more = await self._cycle()
             await asyncio.sleep(0)  # let the jobs that are ready run first: their acks go along
 
-    def interrupt(self, id: int, reason: StopReason) -> None:
-        """Stop a running job, when it is one of ours."""
+    def interrupt(self, id: int, reason: StopReason, token: str | None = None) -> None:
+        """Stop a running job, when it is one of ours, and, with a token, when it still runs under that claim."""
         execution = self.held.get(id)
-        if execution is not None:
+        if execution is not None and token in (None, execution.job._token):
             execution.stop(reason)
 
     # One cycle.
@@ -311,7 +315,7 @@ class Producer(Loop):
             self._drained.set()
 
     def _report(self, one: Finished, ack: Ack) -> None:
-        if one.error is not None and ack.kind == "fail" and not telemetry.listening("job.exception"):
+        if one.error is not None and ack.kind == "fail" and not telemetry.logged("job.exception"):
             log.warning("%s failed and is %s: %s", describe(one.execution.job), ack.state, brief(one.error))
         if not _listening():
             return
@@ -326,9 +330,9 @@ class Producer(Loop):
             telemetry.emit("job.stop", {**data, "result": one.value})
 
     def _report_lost(self, one: Finished, state: str) -> None:
-        log.warning(
-            "%s: its outcome was not stored, for its claim was gone (%s)", describe(one.execution.job), state
-        )
+        if not telemetry.logged("job.lost"):
+            who = describe(one.execution.job)
+            log.warning("%s: its outcome was not stored, for its claim was gone (%s)", who, state)
         if telemetry.listening("job.lost"):
             duration = _times(one.execution)["duration"]
             telemetry.emit(
@@ -345,7 +349,7 @@ class Producer(Loop):
             self._woken.set()
 
     def _on_signal(self, payload: Mapping[str, Any]) -> None:
-        if payload.get("action") == "cancel":
+        if payload.get("action") == "pkill":
             self.interrupt(payload.get("job_id", 0), "cancelled")
 
     # The end.
@@ -415,7 +419,7 @@ class Producer(Loop):
 
     def _report_shutdown(self, elapsed: float, orphaned: list[int]) -> None:
         back = [id for id in orphaned if id not in self._unstored]
-        if back:
+        if back and not telemetry.logged("queue.shutdown"):
             log.warning("queue %s: jobs %s were put back, the grace period was too short", self.queue, back)
         data = {**self._who(), "queue": self.queue, "elapsed": elapsed, "orphaned": orphaned}
         telemetry.emit("queue.shutdown", data)

@@ -6,10 +6,11 @@ them. The instance, the plugins and the tests all use these.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from staffa import clock, telemetry
-from staffa.connections import Connections, adopt
+from staffa.connections import Connections
 from staffa.engine import Engine
 from staffa.jobs import Job
 from staffa.notifier import Notifier
@@ -36,6 +37,8 @@ class Pulse:
         self._steady_since: float | None = None
         self._last: float | None = None
         self._last_wall = 0.0
+        self.beaten_at: str | None = None
+        """When the last beat was, by the database's clock."""
 
     def beats(self, wall: float, longest_gap: float) -> None:
         """A beat has been stored, at this moment of the database's clock (seconds)."""
@@ -43,6 +46,7 @@ class Pulse:
         if self._last is None or now - self._last > longest_gap or self._jumped(wall):
             self._steady_since = now
         self._last, self._last_wall = now, wall
+        self.beaten_at = clock.to_text(datetime.fromtimestamp(wall, UTC))
 
     def stops(self) -> None:
         """A beat failed, or there are none any more; the next one begins anew."""
@@ -52,9 +56,11 @@ class Pulse:
         """Whether the last beat is no older than that."""
         return self._last is not None and clock.monotonic() - self._last <= seconds
 
-    def steady_for(self, seconds: float, wall: float, longest_gap: float) -> bool:
-        """Whether beats have come without a gap for so long, up to now, by both clocks."""
-        if self._steady_since is None or not self.beat_within(longest_gap) or self._jumped(wall):
+    def steady_for(self, seconds: float, wall: float | None, longest_gap: float) -> bool:
+        """Whether beats have come without a gap for so long, up to now, by both clocks, as far as `wall` is known."""
+        if self._steady_since is None or not self.beat_within(longest_gap):
+            return False
+        if wall is not None and self._jumped(wall):
             return False
         return clock.monotonic() - self._steady_since >= seconds
 
@@ -75,10 +81,10 @@ class Runtime:
     peer: Peer
     pulse: Pulse = field(default_factory=Pulse)
 
-    def wall(self) -> float:
-        """The present moment of the database's clock, as far as this node can tell, in seconds."""
+    def wall(self) -> float | None:
+        """The present moment of the database's clock in seconds; None when only the database itself knows."""
         said = self.engine.now()
-        return (clock.from_text(said) if said else clock.now()).timestamp()
+        return clock.from_text(said).timestamp() if said else None
 
     async def run(self, steps: Steps[T]) -> T:
         """Run steps of the engine on our own connections."""
@@ -91,22 +97,22 @@ class Runtime:
     async def insert(self, jobs: Sequence[Job], conn: object = None) -> list[Job]:
         """Store jobs, then wake the queues that have something to claim.
 
-        On a user's connection nobody is woken here: the jobs may never be committed. The commit itself is noticed.
+        On a user's connection nobody is woken here: the jobs may never be committed. There the database delivers the
+        message with the commit, or the commit itself is noticed.
         """
         if not jobs:
             return []
+        queues = {job.queue for job in jobs if job.state == "available"}
         try:
             if conn is not None:
-                return await self._spanned(self.engine.insert_jobs(jobs), adopt(conn).run)
-            stored = await self.run(self.engine.insert_jobs(jobs))
+                steps = self.engine.insert_jobs(jobs, self.notifier.notice(queues))
+                return await self._spanned(steps, self.connections.adopt(conn).run)
+            with self.notifier.waking(queues) as notice:
+                return await self.run(self.engine.insert_jobs(jobs, notice))
         except BaseException:
             for job in jobs:
                 job.id = None  # nothing was stored: they are as new as before
             raise
-        queues = {job.queue for job in stored if job.state == "available"}
-        if queues:
-            await self.notifier.notify("insert", [{"queue": queue} for queue in queues])
-        return stored
 
     async def _spanned(self, steps: Steps[T], run: Callable[[Steps[T]], Awaitable[T]]) -> T:
         if not telemetry.listening_to_span("engine"):

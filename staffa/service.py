@@ -11,6 +11,9 @@ __all__ = ["Loop", "Service"]
 
 log = logging.getLogger("staffa.service")
 
+# Seconds before a service that ended by itself begins anew.
+REVIVE_AFTER = 0.05
+
 
 class Service:
     """Something that is started and stopped, both as often as one likes, and runs in between.
@@ -56,9 +59,14 @@ class Service:
 
     def _has_ended(self, task: "asyncio.Task[None]") -> None:
         """A service that ends although nobody stopped it begins anew: without it, nothing would say that it is gone."""
-        if self._halting or self._task is not task or self._loop is None or self._loop.is_closed():
+        if not self._halting and self._loop is not None and not self._loop.is_closed():
+            # Later: an event loop that ends cancels every task, and is gone by then.
+            self._loop.call_later(REVIVE_AFTER, self._revive, task)
+
+    def _revive(self, ended: "asyncio.Task[None]") -> None:
+        if self._halting or self._task is not ended:
             return
-        error = None if task.cancelled() else task.exception()
+        error = None if ended.cancelled() else ended.exception()
         log.critical("%s ended although nobody stopped it, and begins anew", self.name, exc_info=error)
         self._run_in_task()
 

@@ -39,10 +39,12 @@ class Stager(Loop):
 
     async def _stage(self) -> Staged:
         if not self.runtime.peer.leads:
-            return Staged(0, [])
+            return Staged(0, [], [])
         staged = await self.runtime.run(self.runtime.engine.stage_jobs(LIMIT, self._hungry()))
-        if staged.queues:
-            await self.runtime.notifier.notify("insert", [{"queue": queue} for queue in staged.queues])
+        # Other nodes look for themselves; only what has just come up is news to them.
+        self.runtime.notifier.tell("insert", [{"queue": queue} for queue in staged.queues])
+        if staged.into:
+            await self.runtime.notifier.notify("insert", [{"queue": queue} for queue in staged.into])
         if staged.staged == LIMIT:
             self.wake()
         return staged

@@ -27,6 +27,7 @@ __all__ = [
     "emit",
     "listening",
     "listening_to_span",
+    "logged",
     "span",
 ]
 
@@ -85,12 +86,16 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("instance", "node", "queue", "acks", "demand"),
             ("claimed",),
         ),
-        **_span("stager", "Due jobs become available", ("instance", "node"), ("staged", "queues")),
+        **_span("stager", "Due jobs become available", ("instance", "node"), ("staged", "into", "queues")),
         **_span("plugin", "A plugin's tick", ("instance", "node", "plugin"), ("result",)),
         **_span(
             "notifier.notify",
             "A message goes to other services and nodes",
             ("instance", "channel", "payloads"),
+        ),
+        "notifier.switch": Event(
+            "How messages reach this instance; `status` is starting, listening, reconnecting or polling.",
+            ("instance", "node", "status"),
         ),
         **_span("engine", "One verb of the engine; `verb` is its name", ("instance", "verb"), ("result",)),
         "loop.blocked": Event(
@@ -106,6 +111,7 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
 
 _handlers: dict[str, tuple[frozenset[str], Handler]] = {}
 _by_event: dict[str, tuple[Handler, ...]] = {}
+_default_loggers: set[str] = set()
 
 
 def attach(handler_id: str, handler: Handler, events: Collection[str] | None = None) -> None:
@@ -143,6 +149,7 @@ def attach(handler_id: str, handler: Handler, events: Collection[str] | None = N
 def detach(handler_id: str) -> bool:
     """Stop calling a handler; False when none of that name is attached."""
     found = _handlers.pop(handler_id, None) is not None
+    _default_loggers.discard(handler_id)
     _index()
     return found
 
@@ -155,6 +162,11 @@ def listening(name: str) -> bool:
 def listening_to_span(prefix: str) -> bool:
     """Whether any handler would hear how this span starts, stops or fails."""
     return bool(_by_event) and any(f"{prefix}.{part}" in _by_event for part in ("start", "stop", "exception"))
+
+
+def logged(name: str) -> bool:
+    """Whether a default logger writes this event; where none does, whoever emits it says so in a log line of his own."""
+    return bool(_default_loggers) and name in _LOGGED
 
 
 def emit(name: str, data: Mapping[str, Any]) -> None:
@@ -201,7 +213,6 @@ _LOGGED = (
     "queue.shutdown",
     "plugin.stop",
     "plugin.exception",
-    "loop.blocked",
 )
 
 
@@ -211,13 +222,13 @@ def attach_default_logger(level: int = logging.INFO, *, handler_id: str = "staff
     Each record carries its event's data as `record.staffa` for structured formatters.
 
     Args:
-        level: For ordinary events, default INFO. Failures are warnings, a blocked loop too.
+        level: For ordinary events, default INFO. Failures are warnings.
         handler_id: Detach by this name.
     """
     events = logging.getLogger("staffa.events")
 
     def write(name: str, data: Mapping[str, Any]) -> None:
-        warns = name.endswith((".exception", ".lost", ".late", ".blocked")) or bool(data.get("orphaned"))
+        warns = name.endswith((".exception", ".lost", ".late")) or bool(data.get("orphaned"))
         at = max(level, logging.WARNING) if warns else level
         if name == "plugin.stop" and not data.get("result"):
             at = logging.DEBUG
@@ -225,6 +236,7 @@ def attach_default_logger(level: int = logging.INFO, *, handler_id: str = "staff
             events.log(at, "%s", _line(name, data), extra={"staffa": {"event": name, **data}})
 
     attach(handler_id, write, _LOGGED)
+    _default_loggers.add(handler_id)
 
 
 def detach_default_logger(handler_id: str = "staffa-default-logger") -> bool:

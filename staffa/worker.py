@@ -354,6 +354,9 @@ def _checked(cls: type[Worker], said: Mapping[str, Any]) -> WorkerOptions:
     inherited = getattr(cls, "options", None)
     problems: list[Problem] = []
     name = said["name"] if "name" in said else _default_name(cls, problems)
+    if cls.perform is Worker.perform:
+        wanted = "a method perform that does the job; a base class that leaves it to others says so with @abstractmethod"
+        problems.append(Problem("perform", wanted, "none"))
     names = [name, *_aliases(said["aliases"], problems)]
     if not is_name(name):
         problems.append(Problem("name", f"a name of 1 to {MAX_NAME} characters", shown(name)))

@@ -1,4 +1,4 @@
-"""Fixtures: `store` and `user` (on every engine), `producer`, `clock`, `app`; and the watch for what a test leaves behind."""
+"""Fixtures: `store` and `user` (on every engine), `postgres`, `producer`, `clock`, `app`; and the watch for what a test leaves behind."""
 
 import asyncio
 import gc
@@ -11,9 +11,9 @@ from typing import NoReturn
 import pytest
 
 from staffa import Staffa
-from tests.support import ENGINES, Claimer, Clock, ServerMissing, Store, User
+from tests.support import ENGINES, Claimer, Clock, PostgresStore, ServerMissing, Store, User
 
-STOPS_WITHIN = 5.0
+STOPS_WITHIN = 60.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +27,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     engines: list[str] = metafunc.config.getoption("--engine") or list(ENGINES)
+    for odd in ("odd_row", "odd_meta", "odd_claimant"):
+        if odd in metafunc.fixturenames:
+            values = [(name, each) for name in engines for each in ENGINES[name].odd[odd].values()]
+            ids = [f"{name}-{shown}" for name in engines for shown in ENGINES[name].odd[odd]]
+            metafunc.parametrize(("store", odd), values, indirect=["store"], ids=ids)
+            return
+    if "postgres" in metafunc.fixturenames:
+        engines = [name for name in engines if name == "postgres"]
     if "user" in metafunc.fixturenames:
         pairs = [(name, kind) for name in engines for kind in ENGINES[name].users]
         ids = [f"{name}-{kind}" for name, kind in pairs]
@@ -56,9 +64,16 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerato
 
 
 @pytest.fixture
-def user(request: pytest.FixtureRequest, store: Store) -> User:
+def postgres(store: Store) -> PostgresStore:
+    """The store of PostgreSQL: for what only that database has."""
+    assert isinstance(store, PostgresStore)
+    return store
+
+
+@pytest.fixture
+async def user(request: pytest.FixtureRequest, store: Store) -> User:
     """A connection of the user's own, of every kind that the store's database has."""
-    return store.user(request.param)
+    return await store.user(request.param)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """An instance: its verbs, its life in one event loop, in several, in none, and after a fork."""
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from staffa import (
     Pruner,
     Staffa,
     Worker,
+    clock,
     job,
     telemetry,
 )
@@ -45,6 +47,7 @@ class Shout(Worker, name="app.Shout", queue="shouts", priority=2):
 def _fresh() -> None:
     done.clear()
     held.clear()
+    gate.clear()
 
 
 @pytest.fixture
@@ -109,6 +112,55 @@ async def test_a_job_that_is_stored_already_is_refused(url: str) -> None:
     await app.close()
 
 
+async def test_one_object_is_one_row_even_when_it_is_enqueued_twice_at_once(url: str) -> None:
+    app = Staffa(url)
+    one, others = note.new(1), [note.new(2), note.new(3)]
+
+    answers = await asyncio.gather(
+        app.enqueue(one),
+        app.enqueue(one),
+        app.enqueue_all([*others, one]),
+        app.enqueue_all(others),
+        return_exceptions=True,
+    )
+
+    assert [type(answer) for answer in answers] == [Job, InvalidJob, InvalidJob, list]
+    assert "an object that is being stored at this moment" in str(answers[1])
+    assert sorted(row.args["n"] for row in await app.list_jobs()) == [1, 2, 3]
+    await app.close()
+
+
+async def test_a_job_whose_storing_was_given_up_may_be_enqueued_again(url: str) -> None:
+    app = Staffa(url)
+    unsaved = note.new(1)
+    first = asyncio.create_task(app.enqueue(unsaved))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+    assert (await app.enqueue(unsaved)).id is not None
+    await app.close()
+
+
+async def test_a_connection_to_another_database_is_refused_and_nothing_is_stored(
+    url: str, tmp_path: Path
+) -> None:
+    app = Staffa(url)
+    other = Staffa(f"sqlite:///{tmp_path / 'other.db'}")
+    await app.migrate()
+    await other.migrate()
+    mine = sqlite3.connect(tmp_path / "other.db", timeout=60)
+
+    with pytest.raises(UnsupportedConnection, match=r"expected conn to be a connection to .*jobs\.db"):
+        await app.enqueue(note.new(1), conn=mine)
+    mine.commit()
+    mine.close()
+
+    assert await other.list_jobs() == await app.list_jobs() == []
+    await app.close()
+    await other.close()
+
+
 async def test_a_connection_of_an_unknown_kind_is_refused_with_those_that_are_known(url: str) -> None:
     app = Staffa(url)
 
@@ -125,7 +177,7 @@ async def test_a_job_in_a_users_transaction_is_performed_when_it_commits(url: st
     app = Staffa(url, queues={"default": 5})
 
     async with app:
-        mine = sqlite3.connect(path)
+        mine = sqlite3.connect(path, timeout=60)
         mine.execute("CREATE TABLE orders (id integer PRIMARY KEY)")
         mine.execute("INSERT INTO orders DEFAULT VALUES")
         await app.enqueue(note.new(1), conn=mine)
@@ -138,16 +190,16 @@ async def test_a_job_in_a_users_transaction_is_performed_when_it_commits(url: st
 
 
 async def test_reading_waits_for_nobody_who_writes(url: str) -> None:
-    app = Staffa(url, queues={"default": 5})
+    app = Staffa(f"{url}?busy_timeout=120", queues={"default": 5})
 
     async with app:
-        mine = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        mine = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60, isolation_level=None)
         mine.execute("BEGIN IMMEDIATE")
         await app.enqueue(note.new(1), conn=mine)
         app._producers["default"].wake()  # its claim waits for the lock
         await asyncio.sleep(0)
 
-        async with asyncio.timeout(5):  # half of what the claim would wait
+        async with asyncio.timeout(60):  # half of what the claim would wait
             assert await app.list_jobs() == []
             assert await app.get_job(1) is None
         mine.execute("COMMIT")
@@ -158,7 +210,7 @@ async def test_reading_waits_for_nobody_who_writes(url: str) -> None:
 async def test_after_a_rollback_the_same_job_can_be_enqueued_again(url: str) -> None:
     app = Staffa(url)
     await app.migrate()
-    mine = sqlite3.connect(url.removeprefix("sqlite:///"))
+    mine = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60)
     unsaved = note.new(1)
     await app.enqueue(unsaved, conn=mine)
     mine.rollback()
@@ -174,7 +226,7 @@ async def test_a_job_that_could_not_be_stored_is_as_new_as_before(url: str) -> N
     path = url.removeprefix("sqlite:///")
     app = Staffa(f"{url}?busy_timeout=0.05")
     await app.list_jobs()
-    other = sqlite3.connect(path, isolation_level=None)
+    other = sqlite3.connect(path, timeout=60, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     unsaved = note.new(1)
 
@@ -273,7 +325,7 @@ async def test_a_table_newer_than_the_code_is_refused_and_left_alone__case_66(ur
     app = Staffa(url, queues={"default": 1})
     await app.migrate()
     await app.close()
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60)
     connection.execute("INSERT INTO staffa_migrations (version, name) VALUES (99, 'from the future')")
     connection.commit()
     connection.close()
@@ -288,7 +340,7 @@ async def test_a_table_newer_than_the_code_is_refused_and_left_alone__case_66(ur
 
 
 async def test_a_foreign_table_of_the_same_name_is_not_touched(url: str) -> None:
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60)
     connection.execute("CREATE TABLE oban_jobs (id integer PRIMARY KEY)")
     connection.close()
     app = Staffa(url)
@@ -313,14 +365,14 @@ def test_an_instance_serves_one_event_loop_after_another__case_73(url: str) -> N
 
 
 def test_jobs_enqueued_from_another_threads_loop_wake_the_running_instance_at_once(url: str) -> None:
-    app = Staffa(url, queues={"default": 5}, stage_interval=60)
+    app = Staffa(url, queues={"default": 5}, stage_interval=3600)
 
     async def run() -> None:
         async with app:
             await asyncio.sleep(0)
             thread = threading.Thread(target=lambda: asyncio.run(_enqueue(app, 1)))
             thread.start()
-            await eventually(lambda: done == [1], timeout=5)
+            await eventually(lambda: done == [1])
             thread.join()
         await app.close()
 
@@ -328,13 +380,13 @@ def test_jobs_enqueued_from_another_threads_loop_wake_the_running_instance_at_on
 
 
 def test_a_second_instance_of_the_process_wakes_the_first_one(url: str) -> None:
-    running = Staffa(url, queues={"default": 5}, stage_interval=60)
+    running = Staffa(url, queues={"default": 5}, stage_interval=3600)
     enqueueing = Staffa(url)
 
     async def run() -> None:
         async with running:
             await enqueueing.enqueue(note.new(1))
-            await eventually(lambda: done == [1], timeout=5)
+            await eventually(lambda: done == [1])
         await running.close()
         await enqueueing.close()
 
@@ -452,6 +504,29 @@ async def test_the_clock_of_the_engine_can_be_set_by_tests(url: str) -> None:
     await app.close()
 
 
+@pytest.mark.parametrize("off", [timedelta(days=1), timedelta(days=-1)], ids=["fast", "slow"])
+async def test_every_decision_is_made_by_the_databases_clock_however_wrong_ours_is__case_49(
+    url: str, off: timedelta
+) -> None:
+    lifeline = Lifeline(interval=0.01)
+    app = Staffa(url, queues={"default": 5}, stage_interval=0.02, plugins=[lifeline])
+    app._runtime().engine.now = lambda: clock.to_text(clock.now() + off)
+
+    async with app:
+        await hold.enqueue()
+        later = await app.enqueue(note.using(schedule_in=3600).new(2))
+        await app.enqueue(note.using(schedule_in=0.1).new(1))
+        await eventually(lambda: done == [1] and held)
+        assert await lifeline.tick() == {}, "who holds a job lives"
+        assert [queue.alive for queue in await app.list_queues()] == [True]
+        held[0].set()
+        await eventually(lambda: _counts(app, {"completed": 2, "scheduled": 1}))
+
+    assert later.scheduled_at is not None
+    assert timedelta(minutes=50) < later.scheduled_at - (clock.now() + off) <= timedelta(hours=1)
+    await app.close()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -477,6 +552,18 @@ def test_bad_options_are_refused_with_their_name_and_what_was_expected(
 
     with pytest.raises(InvalidOption, match=message):
         Staffa(**said)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("queue", "queues"), ("plugin", "plugins"), ("stage_intervall", "stage_interval")]
+)
+def test_a_misspelt_option_is_refused_with_the_one_that_was_meant(
+    url: str, misspelt: str, meant: str
+) -> None:
+    said: dict[str, Any] = {misspelt: None}
+
+    with pytest.raises(InvalidOption, match=f"unknown option '{misspelt}', did you mean '{meant}'?"):
+        Staffa(url, **said)
 
 
 async def test_an_instance_in_use_cannot_be_configured_again(url: str) -> None:
@@ -541,7 +628,7 @@ async def test_an_inner_block_leaves_the_outer_one_running(url: str) -> None:
 
 
 async def test_a_stop_goes_on_to_its_end_when_its_caller_is_cancelled(url: str) -> None:
-    app = Staffa(url, queues={"default": 5}, grace_period=30)
+    app = Staffa(url, queues={"default": 5}, grace_period=300)
     await app.start()
     await hold.enqueue()
     await eventually(lambda: held)
@@ -603,9 +690,54 @@ async def test_a_job_that_fails_is_said_in_the_log_when_nobody_listens(
         )
 
 
+@pytest.mark.parametrize("attached", [False, True], ids=["alone", "default logger"])
+async def test_whatever_goes_wrong_with_a_job_is_logged_once(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, attached: bool
+) -> None:
+    monkeypatch.setattr("staffa.executor.LATE_AFTER", 0.01)
+    told: list[str] = []
+    telemetry.attach("test", lambda name, _: told.append(name), ["job.exception", "job.late", "job.lost"])
+    if attached:
+        telemetry.attach_default_logger()
+    try:
+        async with Staffa(url, queues={"default": 5}, grace_period=0, plugins=False) as app:
+            await app.enqueue(Job(worker="app.note", args={"wrong": 1}, max_attempts=1))
+            late = await slow.enqueue()
+            await eventually(lambda: {"job.exception", "job.late"} <= set(told))
+            await app.cancel_job(late.id or 0)
+            await hold.enqueue()
+            await eventually(lambda: held)
+            gate.set()
+            await eventually(lambda: "job.lost" in told)
+    finally:
+        telemetry.detach("test")
+        telemetry.detach_default_logger()
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for phrase, event in [
+        ("failed and is discarded", "job.exception "),
+        ("runs past its timeout", "job.late "),
+        ("its claim was gone", "job.lost "),
+        ("were put back", "queue.shutdown "),
+    ]:
+        said = (
+            [line for line in warnings if phrase in line],
+            [line for line in warnings if line.startswith(event)],
+        )
+        assert [len(lines) for lines in said] == ([0, 1] if attached else [1, 0]), warnings
+
+
 def test_running_without_queues_is_refused(url: str) -> None:
     with pytest.raises(InvalidOption, match="expected queues to run, got none"):
         Staffa(url).run()
+
+
+gate = threading.Event()
+
+
+@job(name="app.slow", timeout=0.01)
+def slow() -> None:
+    gate.wait(60)
 
 
 held: list[asyncio.Event] = []

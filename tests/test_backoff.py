@@ -20,6 +20,13 @@ def test_the_default_is_15_seconds_and_a_power_of_two_and_up_to_a_tenth_more(att
     assert max(delays) <= base * 1.1
 
 
+def test_jobs_that_failed_together_are_not_tried_again_together__case_41() -> None:
+    delays = [backoff.attempt_delay(3, 20) for _ in range(100)]
+
+    assert len(set(delays)) > 90
+    assert max(delays) - min(delays) > 1
+
+
 def test_each_of_twenty_attempts_waits_longer_than_the_one_before_whatever_the_jitter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -66,7 +73,7 @@ def test_jitter_moves_a_value_by_a_part_of_it_in_the_wanted_direction(value: flo
 
 
 @given(st.floats())
-def test_a_clamped_delay_can_be_added_to_a_moment_on_every_database(seconds: float) -> None:
+def test_a_clamped_delay_can_be_added_to_a_moment_on_every_database__case_54(seconds: float) -> None:
     assert 0.0 <= backoff.clamp(seconds) <= backoff.MAX_DELAY
 
 

@@ -185,6 +185,53 @@ def test_a_bad_value_is_refused_by_its_name(option: str, value: object, want: st
     assert caught.value.option == option
 
 
+def test_all_that_is_wrong_is_said_at_once_with_where_it_was_said(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "staffa.toml").write_text("grace_period = -1\nquues = 5")
+    monkeypatch.setenv("STAFFA_NODE", "two words")
+
+    with pytest.raises(InvalidOption) as caught:
+        load(url="nowhere", queues={"mail": 0, "": 1, "default": 5})
+
+    first, *lines = str(caught.value).splitlines()
+    assert first == "6 options are wrong"
+    assert [problem.option for problem in caught.value.problems] == [
+        "quues", "url", "node", "queues", "queues", "grace_period",
+    ]  # fmt: skip
+    for line, said in zip(
+        lines,
+        [
+            "file staffa.toml: unknown option 'quues', did you mean 'queues'?",
+            "expected url to be one like",
+            "without white space, got: 'two words' (from environment STAFFA_NODE)",
+            "queue 'mail': expected limit",
+            "whose keys are names",
+            "got: -1 (from file staffa.toml)",
+        ],
+        strict=True,
+    ):
+        assert line.startswith("  ")
+        assert said in line
+
+
+def test_one_problem_is_said_in_its_own_sentence() -> None:
+    with pytest.raises(InvalidOption) as caught:
+        load(name="")
+
+    assert str(caught.value) == "expected name to be a name of 1 to 127 characters, got: ''"
+    assert caught.value.problems == (caught.value,)
+
+
+def test_a_file_that_cannot_be_read_hides_no_other_problem(project: Path) -> None:
+    (project / "staffa.toml").write_text("queues = [")
+
+    with pytest.raises(
+        InvalidOption, match=r"2 options are wrong(.|\n)*cannot be read(.|\n)*expected name to be"
+    ):
+        load(name="")
+
+
 def test_a_bad_limit_names_its_queue() -> None:
     with pytest.raises(InvalidOption, match="queue 'mail': expected limit to be a positive integer, got: 0"):
         load(queues={"default": 10, "mail": 0})

@@ -54,7 +54,7 @@ SKIPPED: Mapping[str, str] = {
 }
 
 # Seconds: for a command, and for what a running instance is expected to print.
-COMMAND_TAKES, STARTING_TAKES = 30.0, 15.0
+COMMAND_TAKES, STARTING_TAKES = 120.0, 60.0
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>.*)$")
 FILE = re.compile(r"# ([\w/]+\.(?:py|toml))$")

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,12 @@ import pytest
 
 from staffa import Cancel, Discard, Job, Plugin, Snooze, Staffa, Worker, current_job, heartbeat, telemetry
 from staffa.errors import DatabaseUnavailable
+from staffa.notifiers.postgres import PostgresNotifier
 from staffa.steps import Statement, Steps
 from tests.support import eventually
 
 gate = threading.Event()
+noticed = threading.Event()
 
 
 class Ends(Worker, name="events.ends"):
@@ -32,7 +33,7 @@ class Ends(Worker, name="events.ends"):
             case "fail":
                 raise ValueError("no")
             case "block":
-                time.sleep(0.5)
+                noticed.wait(60)  # blocks the event loop until somebody says so
             case "wait":
                 await asyncio.Event().wait()
             case _:
@@ -44,7 +45,7 @@ class Slow(Worker, name="events.slow", timeout=0.01):
     """A thread that does not ask whether it should stop."""
 
     def perform(self, job: Job) -> object:
-        return gate.wait(10)
+        return gate.wait(60)
 
 
 class Gauge(Plugin):
@@ -74,6 +75,8 @@ class Ear:
         if set(data) != declared:
             self.wrong.append(f"{name}: {sorted(set(data) ^ declared)}")
         self.keys.setdefault(name, set()).update(data)
+        if name == "loop.blocked":
+            noticed.set()
         if "job" in data and data["job"] is not None:
             job = data["job"]
             self.jobs.append(
@@ -89,6 +92,7 @@ async def ear(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Ear, None]:
     monkeypatch.setattr(heartbeat, "PING_EVERY", 0.02)
     monkeypatch.setattr(heartbeat, "BLOCKED_AFTER", 0.05)
     gate.clear()
+    noticed.clear()
     ear = Ear()
     emit = telemetry.emit
 
@@ -141,6 +145,7 @@ async def test_every_event_that_is_emitted_is_declared_and_every_declared_one_is
         await eventually(lambda: "plugin.exception" in ear.keys and "loop.failed" in ear.keys)
         await _fail_once(app, ear, monkeypatch)
         await _misheard(app, monkeypatch)
+        await _switched()
         await app.enqueue(Ends.new({"end": "wait", "orphan": True}))
         await eventually(lambda: ear.jobs.count(("job.start", "wait", None)) == 2)
     await app.close()
@@ -174,11 +179,20 @@ async def _misheard(app: Staffa, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError("no")
 
     notifier = app._runtime().notifier
-    sound: Any = getattr(notifier, "_tell")  # noqa: B009  # the local notifier's own step
-    monkeypatch.setattr(notifier, "_tell", broken)
+    sound = notifier.tell
+    monkeypatch.setattr(notifier, "tell", broken)
     with pytest.raises(ValueError, match="no"):
         await notifier.notify("test", [{}])
-    monkeypatch.setattr(notifier, "_tell", sound)
+    monkeypatch.setattr(notifier, "tell", sound)
+
+
+async def _switched() -> None:
+    """A notifier that changes the way in which messages reach it: there are none from elsewhere."""
+
+    async def none(*_: object) -> Any:
+        raise AssertionError("it is switched off")
+
+    await PostgresNotifier("Staffa", None, none, none, node="here", topic="events", enabled=False).start()
 
 
 async def test_a_job_ends_before_its_end_is_told(tmp_path: Path, ear: Ear) -> None:

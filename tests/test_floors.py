@@ -41,10 +41,12 @@ PUBLIC = {"errors", "telemetry", "config", "migrations", "engines"}
 
 # Packages of others, and where they are at home. Everything else is the standard library.
 HOMES = {
-    "msgspec": {"payload", "engine"},
+    "msgspec": {"payload", "engine", "engines"},
+    "asyncpg": {"connections"},
     "click": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"connections"},
+    "asyncpg": {"connections", "notifiers"},
     "uvloop": {"app"},
 }
 
@@ -147,6 +149,20 @@ def test_packages_of_others_have_homes(module: str) -> None:
         everywhere = other in sys.stdlib_module_names and other not in HOMES
         if not everywhere and (module, other) not in EXCEPTIONS:
             assert home(module) in HOMES.get(other, set()), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_task_is_kept_by_somebody__case_63(module: str) -> None:
+    """The event loop itself refers to tasks weakly: one that nobody keeps may be collected before it is done."""
+    thrown_away = [
+        ast.unparse(node)
+        for node in ast.walk(MODULES[module])
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func).endswith(("create_task", "ensure_future"))
+    ]
+
+    assert thrown_away == []
 
 
 @pytest.mark.parametrize("module", inside())

@@ -17,7 +17,7 @@ warnings.simplefilter("ignore", DeprecationWarning)
 from staffa import Staffa, job
 
 path = sys.argv[1]
-url = "sqlite:///" + path
+url = "sqlite:///" + path + "?busy_timeout=60"
 
 @job(name="forks.note")
 async def note(n: int) -> None: ...
@@ -40,7 +40,7 @@ def wait(child):
     assert os.waitpid(child, 0)[1] == 0
 
 def stored():
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, timeout=60)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return [row[0] for row in connection.execute("SELECT id FROM oban_jobs")]
@@ -54,7 +54,7 @@ def scenario(tmp_path: Path, text: str) -> str:
         [sys.executable, "-c", COMMON + text, str(tmp_path / "jobs.db")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -106,12 +106,14 @@ stop = threading.Event()
 def steadily():
     while not stop.is_set():
         counts.append(len(asyncio.run(enqueue(app, 7))))
+        stop.wait(0.005)
 
 def beat():
     async def beats():
         own = await connections_for(parse_url(url)).dedicated()
         while not stop.is_set():
             await own.run(iter_one("UPDATE oban_jobs SET priority = 1 WHERE id = 1"))
+            stop.wait(0.005)  # SQLite's lock is not fair: who never pauses keeps everybody else out
         await own.close()
     asyncio.run(beats())
 
@@ -166,7 +168,7 @@ if os.path.isdir("/proc/self/fd"):
     wait(fork(work))
 else:
     wait(fork(lambda: None))
-assert told.wait(10)
+assert told.wait(60)
 """,
     )
     assert output == ""
@@ -176,16 +178,13 @@ def test_a_fork_from_within_the_writer_thread_does_not_wait_for_itself(tmp_path:
     output = scenario(
         tmp_path,
         """
-import time
 from staffa.connections import connections_for, parse_url
 from staffa.steps import Statement
 connections = connections_for(parse_url(url))
 
 def steps():
     yield Statement("CREATE TABLE things (id integer)")
-    began = time.monotonic()
-    wait(fork(lambda: None))
-    assert time.monotonic() - began < 5
+    wait(fork(lambda: None))  # would wait for the turn of this very thread, and say something else
 
 async def run():
     await connections.run(steps())
@@ -203,17 +202,17 @@ def test_a_fork_goes_on_with_a_warning_when_a_connection_does_not_become_free(tm
         """
 from staffa.connections import connections_for, parse_url
 from staffa.steps import Statement
-connections = connections_for(parse_url(url + "?busy_timeout=0"))
+connections = connections_for(parse_url("sqlite:///" + path + "?busy_timeout=0"))
 started, go_on = threading.Event(), threading.Event()
 
 def steps():
     started.set()
-    go_on.wait(30)
+    go_on.wait(120)
     yield Statement("CREATE TABLE things (id integer)")
 
 async def run():
     held = asyncio.ensure_future(connections.run(steps()))
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     wait(fork(lambda: None))
     go_on.set()
     await held

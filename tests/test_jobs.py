@@ -157,7 +157,7 @@ def test_meta_is_a_json_object(meta: object) -> None:
 
 def test_an_option_that_does_not_exist_is_refused_with_a_suggestion() -> None:
     class Sample(Worker, name="jobs.Sample"):
-        pass
+        def perform(self, job: Job) -> object: ...
 
     options: Any = {"queu": "mail", "zzz": 1}
     with pytest.raises(InvalidJob) as caught:
@@ -191,7 +191,7 @@ def test_a_relative_schedule_is_seconds_or_a_timedelta(said: float | timedelta, 
 @pytest.mark.parametrize(
     "said", [True, "60", float("nan"), float("inf"), timedelta(days=40_000), [1], 1e300, 10**400]
 )
-def test_a_relative_schedule_of_any_other_kind_is_refused(said: object) -> None:
+def test_a_relative_schedule_of_any_other_kind_is_refused__case_54(said: object) -> None:
     assert problems(schedule_in=said) == {"schedule_in": "seconds or a timedelta, at most a hundred years"}
 
 
@@ -219,7 +219,7 @@ def test_an_absolute_schedule_is_a_datetime(said: object) -> None:
 
 
 @pytest.mark.parametrize("moment", [datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)])
-def test_moments_that_no_calendar_holds_are_refused(moment: datetime) -> None:
+def test_moments_that_no_calendar_holds_are_refused__case_54(moment: datetime) -> None:
     assert problems(scheduled_at=moment) == {"scheduled_at": "a moment between the years 1900 and 9000"}
 
 

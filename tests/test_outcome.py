@@ -32,7 +32,7 @@ def test_a_snooze_takes_seconds_or_a_timedelta(delay: float | timedelta, seconds
 @pytest.mark.parametrize(
     "delay", [-1, timedelta(seconds=-1), "60", None, True, float("nan"), float("inf"), 10**400]
 )
-def test_a_snooze_refuses_what_is_no_duration_from_now_on(delay: object) -> None:
+def test_a_snooze_refuses_what_is_no_duration_from_now_on__case_54(delay: object) -> None:
     with pytest.raises(
         InvalidOption, match="expected delay to be seconds or a timedelta, zero or more, got: "
     ):

@@ -59,8 +59,13 @@ def _fresh() -> None:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.db'}?busy_timeout=0.2"
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture
@@ -145,14 +150,14 @@ async def test_an_immediate_ack_is_stored_while_a_round_trip_is_under_way(url: s
 
 
 async def test_outcomes_are_stored_after_the_database_was_locked_for_a_while__case_24(
-    app: Staffa, url: str, caplog: pytest.LogCaptureFixture
+    url: str, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = url.removeprefix("sqlite:///").partition("?")[0]
+    app = Staffa(f"{url}?busy_timeout=2", queues={"default": 5}, plugins=False)
     async with app:
         await app.enqueue_all(wait.new(n) for n in range(5))
         await eventually(lambda: peak["now"] == 5)
 
-        other = sqlite3.connect(path, isolation_level=None)
+        other = sqlite3.connect(path, timeout=60, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         gate.set()
         await eventually(lambda: any("locked" in record.getMessage() for record in caplog.records))
@@ -164,6 +169,7 @@ async def test_outcomes_are_stored_after_the_database_was_locked_for_a_while__ca
 
     assert await states(app) == {"completed": 5}
     assert len(started) == 5
+    await app.close()
 
 
 async def test_an_outcome_that_cannot_be_stored_fails_alone_and_holds_nobody(
@@ -186,19 +192,20 @@ async def test_an_outcome_that_cannot_be_stored_fails_alone_and_holds_nobody(
     assert "could not be stored" in stored.errors[0].error
 
 
-async def test_a_job_whose_claim_is_lost_is_not_run_twice_at_once_here__case_8(app: Staffa, url: str) -> None:
-    path = url.removeprefix("sqlite:///").partition("?")[0]
+async def test_a_job_whose_claim_is_lost_is_not_run_twice_at_once_here__case_8(
+    app: Staffa, path: Path
+) -> None:
     async with app:
         stored = await wait.enqueue(1)
         await eventually(lambda: peak["now"] == 1)
         older = producer_of(app).held[stored.id or 0]
 
-        other = sqlite3.connect(path, isolation_level=None)
+        other = sqlite3.connect(path, timeout=60, isolation_level=None)
         other.execute("UPDATE oban_jobs SET state = 'available' WHERE id = ?", (stored.id,))
         other.close()
         await eventually(lambda: older.finished)
         gate.set()
-        await eventually(lambda: not producer_of(app).held and len(started) == 2, timeout=20)
+        await eventually(lambda: not producer_of(app).held and len(started) == 2)
 
     assert peak["most"] == 1
     assert await states(app) == {"completed": 1}

@@ -18,6 +18,11 @@ def has(answers: Sequence[object], count: int) -> bool:
     return len(answers) == count
 
 
+async def at_rest(runner: ThreadRunner) -> None:
+    """An answer may come a moment before its thread is free again."""
+    await eventually(lambda: runner._idle == runner.threads)
+
+
 @pytest.fixture
 async def runner() -> AsyncGenerator[ThreadRunner, None]:
     runner = ThreadRunner("staffa test")
@@ -54,12 +59,13 @@ async def test_short_calls_need_few_threads_and_no_calls_none(runner: ThreadRunn
     for round in range(1, 21):
         runner.submit(lambda: 1, answers.append)
         await eventually(partial(has, answers, round))
+        await at_rest(runner)
 
     assert runner.threads == 1
 
 
 async def test_calls_that_wait_for_each_other_all_run_at_the_same_time(runner: ThreadRunner) -> None:
-    together = threading.Barrier(20, timeout=10)
+    together = threading.Barrier(20, timeout=60)
     answers: list[int] = []
 
     for _ in range(20):
@@ -73,10 +79,11 @@ async def test_there_are_never_more_threads_than_calls_at_the_same_time(runner: 
     answers: list[int] = []
 
     for round in range(1, 51):
-        together = threading.Barrier(4, timeout=10)
+        together = threading.Barrier(4, timeout=60)
         for _ in range(4):
             runner.submit(together.wait, answers.append)
         await eventually(partial(has, answers, round * 4))
+        await at_rest(runner)
 
     assert runner.threads <= 8
 
@@ -85,7 +92,7 @@ async def test_a_slow_call_holds_no_other(runner: ThreadRunner) -> None:
     gate = threading.Event()
     answers: list[object] = []
 
-    runner.submit(lambda: gate.wait(10), answers.append)
+    runner.submit(lambda: gate.wait(60), answers.append)
     for number in range(100):
         runner.submit(partial(int, number), answers.append)
     await eventually(lambda: len(answers) == 100)
@@ -107,6 +114,7 @@ async def test_a_context_variable_does_not_leak_from_call_to_call(runner: Thread
     for round in range(1, 4):
         runner.submit(look, seen.append)
         await eventually(partial(has, seen, round))
+        await at_rest(runner)
 
     assert seen == ["none", "none", "none"]
     assert runner.threads == 1
@@ -126,7 +134,7 @@ async def test_threads_end_when_the_runner_is_closed(runner: ThreadRunner) -> No
 async def test_a_busy_thread_finishes_its_call_before_it_ends(runner: ThreadRunner) -> None:
     gate = threading.Event()
     answers: list[object] = []
-    runner.submit(lambda: gate.wait(10), answers.append)
+    runner.submit(lambda: gate.wait(60), answers.append)
 
     runner.close()
     gate.set()
@@ -171,7 +179,7 @@ async def test_calls_wait_for_the_threads_there_are_when_no_more_can_be_started(
 
     def busy() -> bool:
         began.set()
-        return gate.wait(10)
+        return gate.wait(60)
 
     runner.submit(busy, answers.append)
     await eventually(began.is_set)
@@ -213,11 +221,11 @@ def test_an_answer_that_comes_after_the_end_of_its_event_loop_is_dropped() -> No
 
     def call() -> bool:
         began.set()
-        return gate.wait(10)
+        return gate.wait(60)
 
     async def submit() -> None:
         runner.submit(call, answers.append)
-        await asyncio.to_thread(began.wait, 10)
+        await asyncio.to_thread(began.wait, 60)
 
     asyncio.run(submit())
     runner.close()
@@ -225,5 +233,5 @@ def test_an_answer_that_comes_after_the_end_of_its_event_loop_is_dropped() -> No
 
     for thread in threading.enumerate():
         if thread.name.startswith("staffa test"):
-            thread.join(10)
+            thread.join(60)
     assert answers == []

@@ -1,6 +1,7 @@
 """Services: one lifecycle, and the loop that ticks until it is stopped."""
 
 import asyncio
+import gc
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ class Ticker(Loop):
     """Counts its ticks; `during` happens in each of them."""
 
     pause, longest_pause = 0.001, 0.004
+    halt_within = 60.0
 
     def __init__(self, during: Callable[[], Any] | None = None, interval: float = HOUR) -> None:
         super().__init__(interval)
@@ -259,6 +261,30 @@ async def test_pauses_grow_with_the_failures_up_to_the_longest_and_begin_anew_af
     assert delays == [0.001, 0.002, 0.004, 0.004, 0.004, 0.001]
 
 
+async def test_loops_that_failed_together_do_not_come_back_together__case_41() -> None:
+    delays: list[float] = []
+    telemetry.attach("test-pauses", lambda _, data: delays.append(data["delay"]), ["loop.failed"])
+    tickers = [Ticker(failing(3, lambda: DatabaseUnavailable("an outage"))) for _ in range(20)]
+    try:
+        for ticker in tickers:
+            await ticker.start()
+        await eventually(lambda: all(ticker.done for ticker in tickers))
+    finally:
+        telemetry.detach("test-pauses")
+        for ticker in tickers:
+            await ticker.stop()
+
+    assert len(delays) == len(set(delays)) == 60
+
+
+async def test_a_service_to_whose_task_nobody_else_refers_is_not_collected__case_63() -> None:
+    async with Ticker(interval=0.001) as ticker:
+        for _ in range(5):
+            done = ticker.done
+            gc.collect()
+            await eventually(after(ticker, done + 1))
+
+
 async def test_a_pause_is_not_shortened_by_a_wake_but_by_a_stop() -> None:
     ticker = Ticker(failing(1, ValueError))
     ticker.pause = ticker.longest_pause = HOUR
@@ -269,7 +295,7 @@ async def test_a_pause_is_not_shortened_by_a_wake_but_by_a_stop() -> None:
         ticker.wake()
         await asyncio.sleep(0)
     assert ticker.ticks == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await ticker.stop()
 
 

@@ -3,22 +3,54 @@
 import re
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import pytest
 
-from staffa.engine import Ack, Beat, JobFilter
-from staffa.engines import sqlite, statements
+from staffa import payload
+from staffa.engine import Ack, Beat, JobFilter, Notice
+from staffa.engines import postgres, sqlite, statements
 from staffa.engines.basic import BasicEngine
-from staffa.engines.dialect import DIALECTS
+from staffa.engines.dialect import DIALECTS, Dialect
+from staffa.engines.postgres import PostgresEngine
 from staffa.jobs import COLUMNS, Job
 from staffa.migrations import Migrations
 from staffa.steps import Statement, Steps
 
 FRAGMENTS = {"JOB_COLUMNS", "CLAIMED_COLUMNS"}
+
+
+def named_in(module: ModuleType) -> dict[str, str]:
+    """The statements of a module."""
+    return {
+        name: text
+        for name, text in vars(module).items()
+        if name.isupper() and not name.startswith("_") and isinstance(text, str)
+    }
+
+
+# Those that stand beside the portable ones, for servers that have arrays.
+ARRAYS = {name: text for name, text in named_in(statements).items() if "unnest(" in text}
+
 STATEMENTS: Mapping[str, str] = {
-    **{name: text for name, text in vars(statements).items() if name.isupper() and not name.startswith("_")},
+    **{name: text for name, text in named_in(statements).items() if name not in ARRAYS},
     "INSERT_MANY": sqlite.INSERT_MANY,
+}
+
+# PostgreSQL's own; a bulk insert is put together from what its jobs share and what they do not.
+POSTGRES: Mapping[str, str] = {
+    **ARRAYS,
+    **named_in(postgres),
+    **{
+        f"INSERT_MANY {' '.join(varying)} due={due} notified={notified}": postgres._insert_many(
+            varying, due, notified
+        )
+        for varying in ((), ("state", "priority"), tuple(postgres._COLUMNS))
+        for due in (True, False)
+        for notified in (True, False)
+    },
 }
 
 # A claim is known by the producer's uuid alone there.
@@ -137,15 +169,26 @@ VERBS: Mapping[str, Callable[[BasicEngine], Steps[Any]]] = {
 }
 
 MOMENT = "2026-11-21 09:30:00.000000"
-ROWS: Mapping[str, list[tuple[Any, ...]]] = {
+Rows: TypeAlias = list[tuple[Any, ...]]
+
+ROWS: Mapping[str, Rows] = {
     statements.INSERT_JOB: [(1, MOMENT, MOMENT)],
     statements.PENDING: [(None,)],
     statements.PRUNABLE: [("completed",), ("discarded",), ("cancelled",)],
     statements.STALE_PRODUCERS: [("uuid", "node")],
+    statements.EXECUTING: [(None, MOMENT, None)],
 }
 
 
-def statements_of(steps: Steps[Any], answers: Mapping[str, list[tuple[Any, ...]]]) -> list[Statement]:
+ONE_ROW: Rows = [(None, *[None] * 12)]
+POSTGRES_ROWS: Mapping[str, Rows] = {
+    postgres.INSERT_AND_NOTIFY: [(1, MOMENT, MOMENT, 1)],
+    postgres.BEAT_AND_LOOK: [(None, MOMENT, None)],
+    **{text: ONE_ROW for name, text in POSTGRES.items() if "_AND_CLAIM" in name},
+}
+
+
+def statements_of(steps: Steps[Any], answers: Callable[[Statement], Rows]) -> list[Statement]:
     """Drive a verb to its end with made-up rows; the statements that it asked for."""
     asked: list[Statement] = []
     try:
@@ -154,17 +197,30 @@ def statements_of(steps: Steps[Any], answers: Mapping[str, list[tuple[Any, ...]]
             rows: list[tuple[Any, ...]] = []
             if isinstance(item, Statement):
                 asked.append(item)
-                rows = answers.get(item.text, [])
+                rows = answers(item)
             item = steps.send(rows)
     except StopIteration:
         return asked
+
+
+def made_up(spelled: Dialect) -> Callable[[Statement], Rows]:
+    """Rows for the statements of the verbs: as many for a bulk insert as it has jobs."""
+    answers = {spelled.render(template): rows for template, rows in {**ROWS, **POSTGRES_ROWS}.items()}
+
+    def answer(statement: Statement) -> Rows:
+        if "jobs" in statement.parameters:
+            count = len(payload.decode(statement.parameters["jobs"]))
+            return [(id, MOMENT, None) for id in range(1, count + 1)]
+        return answers.get(statement.text, [])
+
+    return answer
 
 
 @every_dialect
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_binds_what_its_statements_ask_for(verb: str, dialect: str) -> None:
     spelled = DIALECTS[dialect]()
-    answers = {spelled.render(template): rows for template, rows in ROWS.items()}
+    answers = made_up(spelled)
 
     asked = statements_of(VERBS[verb](BasicEngine(spelled)), answers)
 
@@ -176,7 +232,7 @@ def test_every_verb_binds_what_its_statements_ask_for(verb: str, dialect: str) -
 @every_dialect
 def test_every_statement_is_used_by_a_verb(dialect: str) -> None:
     spelled = DIALECTS[dialect]()
-    answers = {spelled.render(template): rows for template, rows in ROWS.items()}
+    answers = made_up(spelled)
     engine = BasicEngine(spelled)
 
     used = {one.text for verb in VERBS.values() for one in statements_of(verb(engine), answers)}
@@ -187,3 +243,89 @@ def test_every_statement_is_used_by_a_verb(dialect: str) -> None:
         if name not in FRAGMENTS and spelled.render(text) not in used
     }
     assert unused == {"INSERT_MANY"}
+
+
+# PostgreSQL's own.
+
+every_own = pytest.mark.parametrize("name", POSTGRES)
+
+NOTICE = Notice("public.staffa_insert", ['{"queue":"default"}'])
+COMPLETED = [Ack(1, "token", "complete"), Ack(2, "token", "complete")]
+
+
+def alike(count: int) -> list[Job]:
+    return [Job(worker="a") for _ in range(count)]
+
+
+def varied() -> list[Job]:
+    one = Job(worker="b", queue="c", priority=3, tags=["d"], meta={"e": 1}, max_attempts=4, schedule_in=5.0)
+    return [Job(worker="a"), one, Job(worker="a", scheduled_at=datetime(2027, 1, 1, tzinfo=UTC))]
+
+
+POSTGRES_VERBS: Mapping[str, Callable[[PostgresEngine], Steps[Any]]] = {
+    **VERBS,
+    "insert_jobs, one": lambda engine: engine.insert_jobs(alike(1)),
+    "insert_jobs, one with a notice": lambda engine: engine.insert_jobs(alike(1), NOTICE),
+    "insert_jobs, many with a notice": lambda engine: engine.insert_jobs(alike(2), NOTICE),
+    "insert_jobs, varied": lambda engine: engine.insert_jobs(varied()),
+    "insert_jobs, varied with a notice": lambda engine: engine.insert_jobs(varied(), NOTICE),
+    "insert_jobs, very many": lambda engine: engine.insert_jobs(alike(2_001), NOTICE),
+    "notify": lambda engine: engine.notify(NOTICE),
+    "ack_jobs, completed": lambda engine: engine.ack_jobs(BEAT, COMPLETED),
+    "ack_jobs, mixed": lambda engine: engine.ack_jobs(BEAT, [*COMPLETED, FAILED]),
+    "ack_and_claim, nothing to ack": lambda engine: engine.ack_and_claim(BEAT, [], 5),
+    "ack_and_claim, completed": lambda engine: engine.ack_and_claim(BEAT, COMPLETED, 5),
+    "ack_and_claim, completed, some unknown": lambda engine: engine.ack_and_claim(BEAT, COMPLETED, 5, ["x"]),
+    "ack_and_claim, mixed": lambda engine: engine.ack_and_claim(BEAT, [*COMPLETED, FAILED], 5),
+    "ack_and_claim, mixed, some unknown": lambda engine: engine.ack_and_claim(
+        BEAT, [*COMPLETED, FAILED], 5, ["x"]
+    ),
+}
+
+
+@every_own
+@pytest.mark.parametrize("prefix", [None, "private"])
+def test_every_statement_of_postgres_renders_under_its_prefix(name: str, prefix: str | None) -> None:
+    spelled = DIALECTS["postgres"](prefix)
+
+    rendered = spelled.render(POSTGRES[name])
+
+    assert not re.search(r"\{\w|\w\}", TEXT.sub("''", rendered)), rendered
+    for table in re.findall(r"(\S*)(?:oban|staffa)_(?!job_state)\w+", rendered):
+        assert table.endswith(f"{spelled.identifier(prefix)}.{spelled.quote}" if prefix else spelled.quote), (
+            rendered
+        )
+
+
+@pytest.mark.parametrize("verb", POSTGRES_VERBS)
+def test_every_verb_of_postgres_binds_what_its_statements_ask_for_and_nothing_else(verb: str) -> None:
+    engine = PostgresEngine()
+
+    asked = statements_of(POSTGRES_VERBS[verb](engine), made_up(engine.dialect))
+
+    assert asked
+    for statement in asked:
+        assert parameters(statement.text) <= statement.parameters.keys(), statement
+        assert set(statement.parameters) - parameters(statement.text) <= {"node", "now"}, statement
+
+
+def test_every_statement_of_postgres_is_used_by_a_verb() -> None:
+    engine = PostgresEngine()
+    answers = made_up(engine.dialect)
+
+    used = {one.text for verb in POSTGRES_VERBS.values() for one in statements_of(verb(engine), answers)}
+
+    own = {**ARRAYS, **named_in(postgres)}
+    assert {name for name, text in own.items() if engine.dialect.render(text) not in used} == set()
+
+
+def test_a_thousand_jobs_are_one_statement_and_more_are_a_few() -> None:
+    engine = PostgresEngine()
+    answers = made_up(engine.dialect)
+
+    counts = {
+        n: len(statements_of(engine.insert_jobs(alike(n), NOTICE), answers))
+        for n in (1, 2, 1_000, 1_001, 2_500)
+    }
+
+    assert counts == {1: 1, 2: 1, 1_000: 1, 1_001: 2, 2_500: 3}

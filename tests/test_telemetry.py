@@ -216,7 +216,6 @@ def test_the_default_logger_writes_a_line_per_event(caplog: pytest.LogCaptureFix
         ("job.exception", {"error": ValueError("no")}, logging.WARNING),
         ("job.lost", {}, logging.WARNING),
         ("job.late", {}, logging.WARNING),
-        ("loop.blocked", {"job": None}, logging.WARNING),
         ("plugin.exception", {}, logging.WARNING),
         ("queue.shutdown", {"orphaned": []}, logging.INFO),
         ("queue.shutdown", {"orphaned": [7]}, logging.WARNING),
@@ -264,6 +263,21 @@ def test_every_event_with_its_declared_keys_can_be_logged(caplog: pytest.LogCapt
         telemetry.emit(name, {key: a_job() if key == "job" else key for key in event.keys})
 
     assert {record.message.split()[0] for record in caplog.records} == set(telemetry._LOGGED)
+
+
+def test_what_a_default_logger_writes_need_not_be_said_by_those_who_emit_it(ear: Ear) -> None:
+    telemetry.attach("ear", ear)
+    assert not telemetry.logged("job.lost"), "whoever else listens writes no log"
+
+    telemetry.attach_default_logger()
+    telemetry.attach_default_logger(handler_id="another")
+    assert telemetry.logged("job.lost")
+    assert not telemetry.logged("loop.failed")
+
+    telemetry.detach("another")
+    assert telemetry.logged("job.lost")
+    telemetry.detach_default_logger()
+    assert not telemetry.logged("job.lost")
 
 
 def test_the_default_logger_can_be_detached() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +42,7 @@ class Child(Full, priority=7, timeout=2):
 
 class Outer:
     class Inner(Worker):
-        pass
+        def perform(self, job: Job) -> object: ...
 
 
 @job
@@ -74,7 +75,12 @@ def problems(make: Callable[[], object]) -> dict[str, str]:
 
 def define(**options: Any) -> type[Worker]:
     """A worker class with options of any type, as untyped callers make them."""
-    return cast("type[Worker]", types.new_class("Sample", (Worker,), {"name": "worker.Sample", **options}))
+    options = {"name": "worker.Sample", **options}
+    made = types.new_class("Sample", (Worker,), options, lambda space: space.update(perform=nothing))
+    return cast("type[Worker]", made)
+
+
+def nothing(self: Worker, job: RunningJob, /) -> object: ...
 
 
 # Names.
@@ -92,8 +98,10 @@ def test_a_worker_can_be_given_a_name_and_older_ones() -> None:
 
 
 def test_a_worker_inside_of_a_function_has_to_be_given_a_name() -> None:
+    body = {"__qualname__": "f.<locals>.Local", "perform": nothing}
+
     def define_class() -> None:
-        types.new_class("Local", (Worker,), {}, lambda space: space.update(__qualname__="f.<locals>.Local"))
+        types.new_class("Local", (Worker,), {}, lambda space: space.update(body))
 
     def define_function() -> None:
         @job
@@ -106,7 +114,7 @@ def test_a_worker_inside_of_a_function_has_to_be_given_a_name() -> None:
 
 def test_a_named_worker_may_stand_inside_of_a_function() -> None:
     class Local(Worker, name="worker.Local"):
-        pass
+        def perform(self, job: Job) -> object: ...
 
     assert resolve("worker.Local").__class__ is Local
 
@@ -283,16 +291,30 @@ def test_a_method_wins_over_the_option() -> None:
         def backoff(self, job: Job, /) -> timedelta:
             return timedelta(seconds=job.attempt)
 
+        def perform(self, job: Job) -> object: ...
+
     assert Hooks().timeout(running(attempt=2)) == 20
     assert Hooks().backoff(running(attempt=2)) == timedelta(seconds=2)
 
 
-def test_a_worker_without_perform_says_so() -> None:
-    class Nothing(Worker, name="worker.Nothing"):
-        pass
+def test_a_worker_without_perform_is_refused_when_it_is_defined() -> None:
+    with pytest.raises(
+        InvalidJob, match=r"worker\.Nothing: 1 problem\n  perform: expected a method .*, got: none"
+    ):
+        types.new_class("Nothing", (Worker,), {"name": "worker.Nothing"})
 
-    with pytest.raises(NotImplementedError, match="Nothing has no perform"):
-        Nothing().perform(running())
+
+def test_a_base_class_may_leave_perform_to_its_subclasses() -> None:
+    class Base(Worker, ABC, name="worker.Base", queue="mail"):
+        @abstractmethod
+        def perform(self, job: Job) -> object: ...
+
+    class Concrete(Base, name="worker.Concrete"):
+        def perform(self, job: Job) -> object:
+            return "done"
+
+    assert Concrete.options.defaults.queue == "mail"
+    assert resolve("worker.Concrete").perform(running()) == "done"
 
 
 # Decorated functions.
@@ -509,7 +531,7 @@ def test_a_module_is_imported_to_find_its_worker(tmp_path: Path, monkeypatch: py
     (tmp_path / "staffa_test_shop").mkdir()
     (tmp_path / "staffa_test_shop" / "__init__.py").touch()
     (tmp_path / "staffa_test_shop" / "tasks.py").write_text(
-        "from staffa import Worker\nclass Outer:\n    class Ship(Worker):\n        pass\n"
+        "from staffa import Worker\nclass Outer:\n    class Ship(Worker):\n        def perform(self, job): ...\n"
     )
 
     found = resolve("staffa_test_shop.tasks.Outer.Ship")
@@ -615,7 +637,7 @@ class TestInstances:
         registry.enter_instance(entered)
 
         class Given(Worker, name="worker.Given", app=given):
-            pass
+            def perform(self, job: Job) -> object: ...
 
         class Inherits(Given, name="worker.Inherits"):
             pass

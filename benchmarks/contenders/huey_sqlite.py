@@ -8,7 +8,6 @@ whatever the limit of the others is.
 import logging
 import time
 from importlib.metadata import version
-from pathlib import Path
 from time import monotonic_ns, perf_counter
 from typing import ClassVar, NoReturn
 
@@ -23,15 +22,16 @@ WORKERS = 1
 
 class Huey(Contender):
     variants: ClassVar = {
-        "full": frozenset({"drain", "bulk", "single", "latency", "idle"}),
+        "full": frozenset({"drain", "bulk", "single", "within", "latency", "idle"}),
         "off": frozenset({"drain", "bulk", "single"}),
     }
     unfinished = "SELECT count(*) FROM task"
 
-    def __init__(self, folder: Path, variant: str, limit: int) -> None:
-        super().__init__(folder, variant, limit)
+    def __init__(self, url: str, variant: str, limit: int) -> None:
+        super().__init__(url, variant, limit)
         logging.disable(logging.WARNING)
-        self.huey = SqliteHuey("bench", filename=str(self.database), results=False, fsync=variant == "full")
+        file = url.removeprefix("sqlite:///")
+        self.huey = SqliteHuey("bench", filename=file, results=False, fsync=variant == "full")
         self.noop = self.huey.task(name="noop")(probe.mark)
 
     @classmethod
@@ -56,7 +56,7 @@ class Huey(Contender):
         return [self.insert(n) for n in range(jobs)]
 
     def paced(self, jobs: int, gap: float) -> list[int]:
-        moments = []
+        moments: list[int] = []
         for n in range(jobs):
             moments.append(monotonic_ns())
             self.noop(n)

@@ -68,31 +68,31 @@ class Floor(Contender):
     def description(cls) -> str:
         return "the floor (the standard library's sqlite3 and next to nothing above it)"
 
+    def prepare(self) -> None:
+        self.connect().executescript(f"PRAGMA journal_mode = wal; {SCHEMA}")
+
     def fill(self, jobs: int, *, threads: bool) -> None:
-        insert_many(self.fresh(), jobs)
+        insert_many(self.connect(), jobs)
 
     def work(self, queues: int) -> NoReturn:
         loops.run(drain(self.connect(), self.limit))
 
     def bulk(self, jobs: int) -> float:
-        connection = self.fresh()
+        connection = self.connect()
         insert_one(connection, 0)
         before = perf_counter()
         insert_many(connection, jobs)
         return perf_counter() - before
 
     def single(self, jobs: int) -> list[float]:
-        connection = self.fresh()
+        connection = self.connect()
         insert_one(connection, 0)
         return [insert_one(connection, n) for n in range(jobs)]
 
-    def fresh(self) -> sqlite3.Connection:
-        connection = self.connect()
-        connection.executescript(f"PRAGMA journal_mode = wal; {SCHEMA}")
-        return connection
-
     def connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.database, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False
+        )
         connection.execute(f"PRAGMA synchronous = {self.variant}")
         connection.execute("PRAGMA cache_size = -65536")
         return connection

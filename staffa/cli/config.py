@@ -51,7 +51,7 @@ def _tried(target: str | None, database: str | None) -> tuple[Staffa | None, lis
     try:
         app = instance(target, url=database)
     except InvalidOption as error:
-        return None, [named_as_set(str(error))]
+        return None, [named_as_set(str(problem)) for problem in error.problems]
     except click.ClickException as error:
         return None, [error.format_message()]
     file = database_file(app)

@@ -17,6 +17,7 @@ from staffa import Job, QueueInfo
 __all__ = [
     "MOMENTS",
     "ago",
+    "cannot_write",
     "clean",
     "counted",
     "duration",
@@ -52,7 +53,7 @@ def say(text: str = "", *, nl: bool = True) -> None:
     except BrokenPipeError:  # who read it has seen enough; click ends quietly
         raise
     except OSError as error:
-        _cannot_write(error)
+        cannot_write(error)
 
 
 def _open_stdout() -> TextIO:
@@ -62,7 +63,8 @@ def _open_stdout() -> TextIO:
     return stdout
 
 
-def _cannot_write(error: OSError) -> NoReturn:
+def cannot_write(error: OSError) -> NoReturn:
+    """Tell it in a sentence."""
     # What is still in the buffer would be written at the end of the process, and fail again.
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -78,6 +78,14 @@ class Connections(Protocol):
         """Run steps that only read, so that they wait for nobody who writes."""
         ...
 
+    def adopt(self, connection: object) -> Adopted:
+        """Wrap a connection of the user's own to this database.
+
+        Raises:
+            UnsupportedConnection: It is of another kind, or leads to another database; the message says which.
+        """
+        ...
+
     async def dedicated(self) -> Dedicated:
         """Open a connection for the calling thread alone."""
         ...
@@ -109,7 +117,8 @@ def parse_url(text: str) -> URL:
     if not colon or kind is None:
         raise InvalidOption(
             "expected url to be one like sqlite:///jobs.db (a relative path), sqlite:////var/lib/jobs.db (an "
-            f"absolute one), got: {shown(_without_password(text))}",
+            "absolute one) or postgresql://user:password@host:5432/database, got: "
+            f"{shown(_without_password(text))}",
             option="url",
         )
     try:

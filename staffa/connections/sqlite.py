@@ -13,11 +13,13 @@ from staffa.connections.sqlite_driver import (
     Settings,
     commits_by_itself,
     execute,
+    file_of,
     roll_back,
     settings_of,
 )
 from staffa.connections.sqlite_handle import Handle, guard
 from staffa.connections.sqlite_writer import Reply, Request, WriterThread, acquire, release
+from staffa.errors import UnsupportedConnection
 from staffa.steps import Item, Rows, Statement, Steps, drive
 
 __all__ = ["AdoptedSQLite", "DedicatedSQLite", "SQLiteConnections"]
@@ -64,6 +66,19 @@ class SQLiteConnections:
 
         return unwatch
 
+    def adopt(self, connection: object) -> "AdoptedSQLite":
+        """A connection of the user's own, to this file."""
+        if not isinstance(connection, sqlite3.Connection):
+            kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+            raise UnsupportedConnection(f"expected conn to be a sqlite3.Connection, got: {kind}")
+        file = file_of(connection)
+        if file != self._settings.path and not _is_same(file, self._settings.path):
+            raise UnsupportedConnection(
+                f"expected conn to be a connection to {self._settings.path}, where this instance has its jobs, got: "
+                f"one to {file or 'a database in memory'}; a job in another database would never be performed"
+            )
+        return AdoptedSQLite(connection)
+
     async def close(self) -> None:
         """Give the file up; the last instance that does closes it."""
         self.release()
@@ -83,6 +98,13 @@ class SQLiteConnections:
                 if file is None or file.pid != os.getpid():
                     file = self._file = acquire(self._settings)
         return file
+
+
+def _is_same(file: str, other: str) -> bool:
+    try:
+        return os.path.samefile(file, other)
+    except OSError:
+        return False
 
 
 class DedicatedSQLite:

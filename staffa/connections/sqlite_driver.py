@@ -21,11 +21,16 @@ __all__ = [
     "commits_by_itself",
     "connect",
     "execute",
+    "file_of",
     "roll_back",
     "settings_of",
 ]
 
 BEGIN = Statement("BEGIN IMMEDIATE")
+
+# Bytes that the log keeps when all of it has been written back. It grows while somebody reads for a long time, and
+# without a limit it would stay as large as it ever was.
+LOG_LIMIT = 64 * 1024 * 1024
 
 # Whoever wrote text that is not UTF-8 must not keep everybody from reading the rows beside it.
 _as_text = partial(str, encoding="utf-8", errors="replace")
@@ -118,6 +123,7 @@ def _prepare(connection: sqlite3.Connection, settings: Settings) -> None:
         _use_wal(connection, settings.busy_timeout)
     connection.execute(f"PRAGMA synchronous = {settings.synchronous}")
     connection.execute("PRAGMA cache_size = -8192")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
 
 
 def _use_wal(connection: sqlite3.Connection, busy_timeout: float) -> None:
@@ -160,6 +166,16 @@ def roll_back(connection: sqlite3.Connection) -> None:
 def commits_by_itself(connection: sqlite3.Connection) -> bool:
     autocommit = getattr(connection, "autocommit", -1)  # Python 3.12 and newer; -1 is the mode of old
     return autocommit is True or (autocommit == -1 and connection.isolation_level is None)
+
+
+def file_of(connection: sqlite3.Connection) -> str:
+    """The path of a connection's main database; empty for one in memory."""
+    factory, connection.text_factory = connection.text_factory, _as_text
+    try:
+        rows = execute(connection, Statement("PRAGMA database_list"))
+    finally:
+        connection.text_factory = factory
+    return next((str(path or "") for _, name, path in rows if name == "main"), "")
 
 
 def _name_of(connection: sqlite3.Connection) -> str:

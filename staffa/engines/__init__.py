@@ -1,12 +1,15 @@
 """The engines: one for each kind of database. `engine_for` makes the one that a URL asks for."""
 
+from collections.abc import Callable
+
 from staffa.engine import Engine
+from staffa.engines.postgres import PostgresEngine
 from staffa.engines.sqlite import SQLiteEngine
 from staffa.errors import InvalidOption
 
-__all__ = ["Engine", "SQLiteEngine", "engine_for"]
+__all__ = ["Engine", "PostgresEngine", "SQLiteEngine", "engine_for"]
 
-ENGINES = {"sqlite": SQLiteEngine}
+ENGINES: dict[str, Callable[[str | None], Engine]] = {"sqlite": SQLiteEngine, "postgres": PostgresEngine}
 
 
 def engine_for(kind: str, prefix: str | None = None) -> Engine:

@@ -6,16 +6,19 @@ inherits from this one and overrides just that verb.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from staffa import clock, payload
 from staffa.engine import (
     Ack,
     Beat,
+    Beaten,
     Claim,
     Executing,
     JobFilter,
     Lost,
+    Notice,
     ProducerRow,
     Rescued,
     Staged,
@@ -26,7 +29,7 @@ from staffa.jobs import Job, RunningJob
 from staffa.migrations import Migrations
 from staffa.steps import Rows, Statement, Steps, atomic
 
-__all__ = ["BasicEngine"]
+__all__ = ["BasicEngine", "beats_text", "claimed", "what_executes"]
 
 PRUNED = {
     "completed": sql.PRUNE_COMPLETED,
@@ -42,25 +45,30 @@ class BasicEngine:
     serves_itself = False
     has_prefixes = True
     skips_locked_rows = True
+    acks_before_it_claims = True
     returns_inserted_rows = True
+    notifies = False
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self.migrations = Migrations(dialect)
         self.now: Callable[[], str | None] = _no_override
-        self._texts: dict[str, str] = {}
 
-    def insert_jobs(self, jobs: Sequence[Job]) -> Steps[list[Job]]:
+    def insert_jobs(self, jobs: Sequence[Job], notice: Notice | None = None) -> Steps[list[Job]]:
         """Store new jobs, all or none, and give them their ids and moments."""
         if len(jobs) == 1:
             return (yield from self._insert_job(jobs[0]))
-        return (yield from atomic(self._insert_jobs(jobs)))
+        return (yield from atomic(lambda: self._insert_jobs(jobs)))
+
+    def notify(self, notice: Notice) -> Steps[None]:
+        """Deliver messages."""
+        raise NotImplementedError(f"{self.name} delivers no messages")
 
     def ack_and_claim(
         self, beat: Beat, acks: Sequence[Ack], demand: int, unknown: Sequence[str] = ()
     ) -> Steps[Claim]:
         """Store outcomes and claim the next jobs, as one."""
-        return (yield from atomic(self._ack_and_claim(beat, acks, demand, unknown)))
+        return (yield from atomic(lambda: self._ack_and_claim(beat, acks, demand, unknown)))
 
     def ack_jobs(self, beat: Beat, acks: Sequence[Ack]) -> Steps[list[Lost]]:
         """Store outcomes, each only if its claim still holds."""
@@ -83,15 +91,15 @@ class BasicEngine:
         staged: Rows = []
         if None in available:
             staged = yield self._sql(sql.STAGE_JOBS, limit=limit, now=self.now())
-            available |= {row[0] for row in staged} & set(queues)
-        return Staged(len(staged), sorted(available - {None}))
+        into = {row[0] for row in staged}
+        available |= into & set(queues)
+        return Staged(len(staged), sorted(into), sorted(available - {None}))
 
-    def heartbeat(self, beats: Sequence[Beat]) -> Steps[list[Executing]]:
-        """Refresh our producers' rows; returns what is executing under them."""
-        said = _beats(beats)
-        yield self._sql(sql.HEARTBEAT, beats=said, now=self.now())
-        rows = yield self._sql(sql.EXECUTING, beats=said)
-        return [Executing(*row) for row in rows]
+    def heartbeat(self, beats: Sequence[Beat]) -> Steps[Beaten]:
+        """Refresh our producers' rows; returns when that was, and what is executing under them."""
+        said, now = beats_text(beats), self.now()
+        yield self._sql(sql.HEARTBEAT, beats=said, now=now)
+        return what_executes((yield self._sql(sql.EXECUTING, beats=said, now=now)))
 
     def producers(self, stale_after: float) -> Steps[list[ProducerRow]]:
         """Every producer there is, on all nodes."""
@@ -111,12 +119,21 @@ class BasicEngine:
         rows = yield self._sql(sql.HELD_STATES, ids=payload.encode(list(ids)))
         return {row[0]: (row[1], row[2] or "", _uuid(row[3])) for row in rows}
 
-    def rescue_jobs(self, stale_after: float, limit: int) -> Steps[list[Rescued]]:
+    def rescue_jobs(
+        self, stale_after: float, limit: int, *, beaten_at: str | None = None, longest_gap: float = 0.0
+    ) -> Steps[list[Rescued]]:
         """Take the jobs of dead producers back."""
-        dead = yield self._sql(sql.STALE_PRODUCERS, stale_after=stale_after, now=self.now())
+        dead = yield self._sql(
+            sql.STALE_PRODUCERS,
+            stale_after=stale_after,
+            beaten_at=beaten_at,
+            longest_gap=longest_gap,
+            now=self.now(),
+        )
         rescued: list[Rescued] = []
         for uuid, node in dead:
-            rescued += yield from atomic(self._rescue(uuid, node, stale_after, limit))
+            rescue = partial(self._rescue, uuid, node, stale_after, limit)
+            rescued += yield from atomic(rescue)
         return rescued
 
     def prune_jobs(self, max_age: Mapping[str, float], limit: int) -> Steps[dict[str, int]]:
@@ -164,24 +181,24 @@ class BasicEngine:
         return stored
 
     def _insert_job(self, job: Job) -> Steps[list[Job]]:
-        at = None if job.scheduled_at is None else clock.to_text(job.scheduled_at)
-        rows = yield self._sql(
-            sql.INSERT_JOB,
-            state=job.state,
-            queue=job.queue,
-            worker=job.worker,
-            args=job._args_text,
-            meta=job._meta_text,
-            tags=job._tags_text,
-            max_attempts=job.max_attempts,
-            priority=job.priority,
-            schedule_in=job.schedule_in,
-            scheduled_at=at,
-            now=self.now(),
-        )
-        job.id, inserted_at, scheduled_at = rows[0]
-        job.inserted_at, job.scheduled_at = clock.from_text(inserted_at), clock.from_text(scheduled_at)
+        rows = yield self._sql(sql.INSERT_JOB, **self._one(job))
+        job.id, job._inserted_at, job._scheduled_at = rows[0]
         return [job]
+
+    def _one(self, job: Job) -> dict[str, Any]:
+        return {
+            "state": job.state,
+            "queue": job.queue,
+            "worker": job.worker,
+            "args": job._args_text,
+            "meta": job._meta_text,
+            "tags": job._tags_text,
+            "max_attempts": job.max_attempts,
+            "priority": job.priority,
+            "schedule_in": job.schedule_in,
+            "scheduled_at": None if job.scheduled_at is None else clock.to_text(job.scheduled_at),
+            "now": self.now(),
+        }
 
     def _ack_and_claim(
         self, beat: Beat, acks: Sequence[Ack], demand: int, unknown: Sequence[str]
@@ -194,7 +211,7 @@ class BasicEngine:
             rows = yield self._sql(sql.CLAIM_KNOWN_JOBS, unknown=payload.encode(list(unknown)), **who)
         else:
             rows = yield self._sql(sql.CLAIM_JOBS, **who)
-        return Claim(_claimed(rows, beat), lost, full=len(rows) >= demand)
+        return Claim(claimed(rows, beat), lost, full=len(rows) >= demand)
 
     def _lost(self, beat: Beat, refused: Sequence[Ack]) -> Steps[list[Lost]]:
         # An ack whose first answer was lost is sent again: a row that already is what it asks for, under the
@@ -214,10 +231,7 @@ class BasicEngine:
         return [Rescued(*row) for row in rows]
 
     def _sql(self, template: str, **parameters: Any) -> Statement:
-        text = self._texts.get(template)
-        if text is None:
-            text = self._texts[template] = self.dialect.render(template)
-        return Statement(text, parameters)
+        return Statement(self.dialect.render(template), parameters)
 
 
 def _no_override() -> str | None:
@@ -228,7 +242,14 @@ def _one(rows: Rows) -> Job | None:
     return Job.loaded(rows[0]) if rows else None
 
 
-def _claimed(rows: Rows, beat: Beat) -> list[RunningJob]:
+def what_executes(rows: Rows) -> Beaten:
+    """What `EXECUTING` brought."""
+    [now] = [row[1] for row in rows if row[0] is None]
+    return Beaten(now, [Executing(*row) for row in rows if row[0] is not None])
+
+
+def claimed(rows: Rows, beat: Beat) -> list[RunningJob]:
+    """Jobs from the rows of a claim, in the order in which they shall start."""
     # RETURNING has no order: priority, then schedule, then id.
     with suppress(TypeError):  # odd values of a foreign program's rows do not compare; they run all the same
         rows.sort(key=lambda row: (row[8], row[10], row[0]))
@@ -236,7 +257,8 @@ def _claimed(rows: Rows, beat: Beat) -> list[RunningJob]:
     return [RunningJob.claimed(row[:12], beat.queue, by) for row in rows if row[12] == "executing"]
 
 
-def _beats(beats: Sequence[Beat]) -> str:
+def beats_text(beats: Sequence[Beat]) -> str:
+    """Producers' rows, as a JSON list."""
     return payload.encode([{**beat._asdict(), "meta": payload.encode(beat.meta)} for beat in beats])
 
 

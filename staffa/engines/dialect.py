@@ -6,12 +6,18 @@ travel as text in both directions, with casts in SQL.
 """
 
 import re
+import zlib
+from collections.abc import Sequence
 from functools import cache
+from typing import Literal
 
 __all__ = ["DIALECTS", "Dialect", "MySQLDialect", "SQLiteDialect"]
 
 _SPELLING = re.compile(r"\{(\w+)((?: [^{}]*)?)\}")
 _INNERMOST = 10
+
+# The advisory lock of migrations: the bytes of "stff".
+_MIGRATIONS = 0x73746666
 
 # Seconds from a moment before all others to 1970.
 _LONG_BEFORE = 100_000_000_000
@@ -35,9 +41,13 @@ class Dialect:
     cron_runs: str
     migrations: str
     job_state: str
+    # What these columns are: tables made by Oban's Python port differ.
+    errors_type: Literal["jsonb[]", "jsonb"] = "jsonb[]"
+    tags_type: Literal["text[]", "jsonb"] = "text[]"
 
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
+        self._rendered: dict[str, str] = {}
         for name in ("jobs", "peers"):
             setattr(self, name, self.table(f"oban_{name}"))
         for name in ("producers", "queues", "messages", "crons", "cron_runs", "migrations"):
@@ -57,6 +67,18 @@ class Dialect:
 
     def render(self, template: str) -> str:
         """A template of `statements.py` in this dialect. Spellings may nest; the inner one is replaced first."""
+        text = self._rendered.get(template)
+        if text is None:
+            text = self._rendered[template] = self._render(template)
+        return text
+
+    def adapt(self, errors_type: Literal["jsonb[]", "jsonb"], tags_type: Literal["text[]", "jsonb"]) -> None:
+        """Spell for a table whose columns are of these types from now on."""
+        if (errors_type, tags_type) != (self.errors_type, self.tags_type):
+            self.errors_type, self.tags_type = errors_type, tags_type
+            self._rendered.clear()
+
+    def _render(self, template: str) -> str:
         for _ in range(_INNERMOST):
             rendered = _SPELLING.sub(self._spell, template)
             if rendered == template:
@@ -73,7 +95,22 @@ class Dialect:
 
     # Spellings.
 
-    tables_present = "SELECT table_name FROM information_schema.tables WHERE table_schema = coalesce(:prefix, current_schema())"
+    # Those that a name without a schema finds, when there is no prefix.
+    tables_present = """
+SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    AND CASE WHEN :prefix::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = :prefix::text END
+"""
+
+    def begin_migration(self) -> Sequence[str]:
+        """What keeps two nodes from migrating at once, and a migration from holding everybody else up."""
+        key = zlib.crc32(self.jobs.encode()) - 2**31
+        return "SET LOCAL lock_timeout = '10s'", f"SELECT pg_advisory_xact_lock({_MIGRATIONS}, {key})"
+
+    def regclass(self, table: str) -> str:
+        """A table, as the catalogue knows it; NULL when there is none."""
+        name = str(getattr(self, table)).replace("'", "''")
+        return f"to_regclass('{name}')"
 
     @property
     def create_schema(self) -> str:
@@ -95,6 +132,10 @@ class Dialect:
     def after(self, seconds: str) -> str:
         """The moment so many seconds from now."""
         return f"({self.now} + make_interval(secs => ({seconds})::float8))"
+
+    def before(self, seconds: str) -> str:
+        """The moment so many seconds ago."""
+        return f"({self.now} - make_interval(secs => ({seconds})::float8))"
 
     def moment(self, value: str) -> str:
         """A moment that came as text."""
@@ -122,6 +163,10 @@ class Dialect:
         """A JSON list of texts that came as text, as a value to store in a list column."""
         return f"ARRAY(SELECT jsonb_array_elements_text(({value})::text::jsonb))"
 
+    def tag_list(self, value: str) -> str:
+        """The same for the column of tags."""
+        return self.json(value) if self.tags_type == "jsonb" else self.json_list(value)
+
     def state(self, value: str) -> str:
         return f"({value})::text::{self.job_state}"
 
@@ -129,13 +174,17 @@ class Dialect:
         """The elements of a JSON list that came as text: a table of that name with one column, `value`."""
         return f"jsonb_array_elements_text(({value})::text::jsonb) AS {name}(value)"
 
+    def each_object(self, value: str, name: str) -> str:
+        """The same for a list of objects, whose fields `field` picks."""
+        return f"jsonb_array_elements(({value})::text::jsonb) AS {name}(value)"
+
     def each_pair(self, value: str, name: str) -> str:
         """The members of a JSON object that came as text: a table of that name with `key` and `value`."""
         return f"jsonb_each_text(({value})::text::jsonb) AS {name}(key, value)"
 
     def field(self, value: str, name: str) -> str:
-        """A field of a JSON object that came out of `each`, as text."""
-        return f"({value}::jsonb ->> '{name}')"
+        """A field of a JSON object that came out of `each_object`, as text."""
+        return f"({value} ->> '{name}')"
 
     def number(self, value: str) -> str:
         return f"({value})::bigint"
@@ -156,13 +205,18 @@ class Dialect:
 
     def bump(self, column: str, key: str) -> str:
         """A JSON object with the counter under `key` one higher."""
-        return (
-            f"(coalesce({column}, '{{}}') || jsonb_build_object('{key}', "
-            f"coalesce(({column} ->> '{key}')::int, 0) + 1))"
-        )
+        # A foreign program may have left anything in the column; it must not make the statement fail.
+        sound = f"CASE WHEN jsonb_typeof({column}) = 'object' THEN {column} ELSE '{{}}' END"
+        is_number = f"jsonb_typeof({column} -> '{key}') = 'number'"
+        count = f"CASE WHEN {is_number} THEN ({column} ->> '{key}')::numeric ELSE 0 END"
+        return f"({sound} || jsonb_build_object('{key}', {count} + 1))"
 
     def errors_push(self, entry: str) -> str:
         """The errors with one more, which came as text; the first and the last 19 stay."""
+        if self.errors_type == "jsonb":
+            sound = "CASE WHEN jsonb_typeof(errors) = 'array' THEN errors ELSE '[]' END"
+            kept = f"CASE WHEN jsonb_array_length({sound}) >= 20 THEN ({sound}) - 1 ELSE {sound} END"
+            return f"({kept} || jsonb_build_array(({entry})::text::jsonb))"
         kept = "CASE WHEN cardinality(errors) >= 20 THEN errors[1:1] || errors[3:] ELSE errors END"
         return f"({kept} || ({entry})::text::jsonb)"
 
@@ -182,9 +236,14 @@ class Dialect:
         """In an upsert: the value that the insert brought."""
         return f"excluded.{column}"
 
+    any_of, end_of = (
+        "= ANY (ARRAY(",
+        "))",
+    )  # one of the ids of a sub-select: a plan that no estimate can spoil
+
     def opaque(self, column: str) -> str:
         """A column that the planner shall not look up an index for: it only guards a row found by its id."""
-        return f"{column}::text"
+        return f"{column}::text" if column == "state" else column  # the others are in no index
 
 
 class MySQLDialect(Dialect):
@@ -201,12 +260,18 @@ class MySQLDialect(Dialect):
         "SELECT table_name FROM information_schema.tables WHERE table_schema = coalesce(:prefix, database())"
     )
 
+    def begin_migration(self) -> Sequence[str]:
+        return ()
+
     @property
     def now(self) -> str:
         return "coalesce(:now, utc_timestamp(6))"
 
     def after(self, seconds: str) -> str:
         return f"timestampadd(MICROSECOND, round(({seconds}) * 1000000), {self.now})"
+
+    def before(self, seconds: str) -> str:
+        return self.after(f"(-{seconds})")
 
     def moment(self, value: str) -> str:
         return f"CAST({value} AS datetime(6))"
@@ -229,11 +294,17 @@ class MySQLDialect(Dialect):
     def json_list(self, value: str) -> str:
         return value
 
+    def tag_list(self, value: str) -> str:
+        return value
+
     def state(self, value: str) -> str:
         return value
 
     def each(self, value: str, name: str) -> str:
         return f"JSON_TABLE({value}, '$[*]' COLUMNS (value json PATH '$')) AS {name}"
+
+    def each_object(self, value: str, name: str) -> str:
+        return self.each(value, name)
 
     def each_pair(self, value: str, name: str) -> str:
         keys = f"JSON_TABLE(JSON_KEYS({value}), '$[*]' COLUMNS (name varchar(20) PATH '$')) AS keys_of_{name}"
@@ -276,6 +347,8 @@ class MySQLDialect(Dialect):
     def given(self, column: str) -> str:
         return f"VALUES({column})"
 
+    any_of, end_of = "IN (", ")"
+
     def opaque(self, column: str) -> str:
         return column
 
@@ -287,6 +360,9 @@ class SQLiteDialect(Dialect):
     name = "sqlite"
     skip_locked = ""  # one writer at a time
     tables_present = "SELECT name FROM sqlite_master WHERE type = 'table' AND :prefix IS NULL"
+
+    def begin_migration(self) -> Sequence[str]:
+        return ()  # whoever writes is alone
 
     @property
     def now(self) -> str:
@@ -302,6 +378,9 @@ class SQLiteDialect(Dialect):
             f"strftime('%Y-%m-%d %H:%M:%S', {micros} / 1000000 - {_LONG_BEFORE}, 'unixepoch')"
             f" || printf('.%06d', {micros} % 1000000)"
         )
+
+    def before(self, seconds: str) -> str:
+        return self.after(f"(-{seconds})")
 
     def moment(self, value: str) -> str:
         return value
@@ -324,11 +403,17 @@ class SQLiteDialect(Dialect):
     def json_list(self, value: str) -> str:
         return value
 
+    def tag_list(self, value: str) -> str:
+        return value
+
     def state(self, value: str) -> str:
         return value
 
     def each(self, value: str, name: str) -> str:
         return f"json_each({value}) AS {name}"
+
+    def each_object(self, value: str, name: str) -> str:
+        return self.each(value, name)
 
     def each_pair(self, value: str, name: str) -> str:
         return f"json_each({value}) AS {name}"
@@ -371,6 +456,8 @@ class SQLiteDialect(Dialect):
 
     def greatest(self, one: str, other: str) -> str:
         return f"max({one}, {other})"
+
+    any_of, end_of = "IN (", ")"
 
     def opaque(self, column: str) -> str:
         return f"+{column}"

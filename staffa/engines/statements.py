@@ -18,7 +18,7 @@ CLAIMED_COLUMNS = """id, worker, {text args}, {text meta}, {list_text tags}, {er
 # One new job. A relative schedule becomes a moment here, by the database's clock.
 INSERT_JOB = """
 INSERT INTO {jobs} (state, queue, worker, args, meta, tags, max_attempts, priority, inserted_at, scheduled_at)
-VALUES ({state :state}, :queue, :worker, {json :args}, {json :meta}, {json_list :tags}, :max_attempts, :priority,
+VALUES ({state :state}, :queue, :worker, {json :args}, {json :meta}, {tag_list :tags}, :max_attempts, :priority,
     {now}, coalesce({after :schedule_in}, {moment :scheduled_at}, {now}))
 RETURNING id, {moment_text inserted_at}, {moment_text scheduled_at}
 """
@@ -32,13 +32,13 @@ SET state = CASE WHEN attempt < max_attempts THEN {state 'executing'} ELSE {stat
     attempted_at = {now},
     attempted_by = {claimed_by :node :uuid},
     attempt = CASE WHEN attempt < max_attempts THEN attempt + 1 ELSE attempt END
-WHERE id IN (
+WHERE id {any_of}
     SELECT id FROM {jobs}
     WHERE state = 'available' AND queue = :queue%s
     ORDER BY priority, scheduled_at, id
     LIMIT :demand
     {skip_locked}
-)
+{end_of}
 RETURNING """
 
 CLAIM_JOBS = _CLAIM % "" + CLAIMED_COLUMNS
@@ -59,29 +59,46 @@ WHERE {jobs}.id = {number s.key}
 RETURNING id
 """
 
-# Outcomes of every kind, as a JSON list of acks.
-ACK_JOBS = """
+# Outcomes of every kind; where they come from, and how a field of one is spelled, is left open.
+_ACK = """
 UPDATE {jobs}
-SET state = {state {field s.value state}},
-    scheduled_at = coalesce({after {field s.value delay}}, scheduled_at),
-    completed_at = CASE {field s.value state} WHEN 'completed' THEN {now} ELSE completed_at END,
-    discarded_at = CASE {field s.value state} WHEN 'discarded' THEN {now} ELSE discarded_at END,
-    cancelled_at = CASE {field s.value state} WHEN 'cancelled' THEN {now} ELSE cancelled_at END,
-    errors = CASE WHEN {field s.value error} IS NULL THEN errors ELSE {errors_push {field s.value error}} END,
-    meta = CASE {field s.value kind} WHEN 'snooze' THEN {bump meta snoozed} ELSE meta END,
-    attempt = CASE WHEN {field s.value kind} IN ('snooze', 'release') THEN attempt - 1 ELSE attempt END
-FROM {each :acks s}
-WHERE {jobs}.id = {number {field s.value id}}
-    AND {opaque attempted_at} = {moment {field s.value token}}
+SET state = {state %(state)s},
+    scheduled_at = coalesce({after %(delay)s}, scheduled_at),
+    completed_at = CASE %(state)s WHEN 'completed' THEN {now} ELSE completed_at END,
+    discarded_at = CASE %(state)s WHEN 'discarded' THEN {now} ELSE discarded_at END,
+    cancelled_at = CASE %(state)s WHEN 'cancelled' THEN {now} ELSE cancelled_at END,
+    errors = CASE WHEN %(error)s IS NULL THEN errors ELSE {errors_push %(error)s} END,
+    meta = CASE %(kind)s WHEN 'snooze' THEN {bump meta snoozed} ELSE meta END,
+    attempt = CASE WHEN %(kind)s IN ('snooze', 'release') THEN attempt - 1 ELSE attempt END
+FROM %(acks)s
+WHERE {jobs}.id = %(id)s
+    AND {opaque attempted_at} = {moment %(token)s}
     AND {opaque state} = 'executing'
     AND {opaque attempted_by} = {claimed_by :node :uuid}
 RETURNING id
 """
 
+_ACK_FIELDS = ("token", "kind", "state", "delay", "error")
+
+# As a JSON list.
+ACK_JOBS = _ACK % {
+    "acks": "{each_object :acks s}",
+    "id": "{number {field s.value id}}",
+    **{name: f"{{field s.value {name}}}" for name in _ACK_FIELDS},
+}
+
+# As arrays, where there are such: their length is estimated as ten, so the planner looks every row up by its id.
+ACK_JOBS_BY_ARRAYS = _ACK % {
+    "acks": """unnest(:ids::bigint[], :tokens::text[], :kinds::text[], :states::text[], :delays::float8[], :errors::text[])
+    AS s(ack_id, ack_token, ack_kind, ack_state, ack_delay, ack_error)""",
+    "id": "ack_id",
+    **{name: f"ack_{name}" for name in _ACK_FIELDS},
+}
+
 # Where jobs stand that we hold, or whose acks were refused.
 HELD_STATES = """
 SELECT id, {text state}, {moment_text attempted_at}, {list_text attempted_by} FROM {jobs}
-WHERE id IN (SELECT {number value} FROM {each :ids i})
+WHERE id {any_of}SELECT {number value} FROM {each :ids i}{end_of}
 """
 
 # Is anything due, and which of our queues have something to claim? One look, for the common case of no and none.
@@ -96,13 +113,13 @@ WHERE EXISTS (SELECT 1 FROM {jobs} WHERE state = 'available' AND queue = q.value
 STAGE_JOBS = """
 UPDATE {jobs}
 SET state = {state 'available'}
-WHERE id IN (
+WHERE id {any_of}
     SELECT id FROM {jobs}
     WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= {now}
     ORDER BY scheduled_at
     LIMIT :limit
     {skip_locked}
-)
+{end_of}
 RETURNING queue
 """
 
@@ -110,22 +127,24 @@ HEARTBEAT = """
 INSERT INTO {producers} (uuid, name, node, queue, meta, started_at, updated_at)
 SELECT {field p.value uuid}, {field p.value name}, {field p.value node}, {field p.value queue},
     {json {field p.value meta}}, {now}, {now}
-FROM {each :beats p}
+FROM {each_object :beats p}
 WHERE true
 {upsert uuid} meta = {given meta}, updated_at = {given updated_at}
 """
 
-# What runs under our producers: one pass over what executes, whoever it belongs to, however many we are. A join
-# would look at all of it once for each producer.
+# What runs under our producers, and the moment by the database's clock. One pass over what executes, whoever it
+# belongs to, however many we are: a join would look at all of it once for each producer.
 EXECUTING = """
 SELECT id, {moment_text attempted_at}, {claimant} FROM {jobs}
 WHERE state = 'executing'
-    AND {claim} IN (SELECT {claim_of {field p.value node} {field p.value uuid}} FROM {each :beats p})
+    AND {claim} IN (SELECT {claim_of {field p.value node} {field p.value uuid}} FROM {each_object :beats p})
+UNION ALL
+SELECT NULL, {moment_text {now}}, NULL
 """
 
 PRODUCERS = """
 SELECT uuid, name, node, queue, {text meta}, {moment_text started_at}, {moment_text updated_at},
-    updated_at >= {after (-:stale_after)}
+    updated_at >= {before :stale_after}
 FROM {producers}
 ORDER BY name, node, queue, uuid
 """
@@ -136,9 +155,14 @@ WHERE uuid = :uuid
     AND NOT EXISTS (SELECT 1 FROM {jobs} WHERE state = 'executing' AND {is_claimed_by :node :uuid})
 """
 
-# Only a row that is there and stale proves death.
+# Only a row that is there and stale proves death, and only to one who has just beaten by the same clock: when it
+# jumps, every row looks stale at once.
 STALE_PRODUCERS = """
-SELECT uuid, node FROM {producers} WHERE updated_at < {after (-:stale_after)} ORDER BY updated_at LIMIT 100
+SELECT uuid, node FROM {producers}
+WHERE updated_at < {before :stale_after}
+    AND ({moment :beaten_at} IS NULL OR {moment :beaten_at} >= {before :longest_gap})
+ORDER BY updated_at
+LIMIT 100
 """
 
 RESCUE_JOBS = """
@@ -148,41 +172,41 @@ SET state = CASE WHEN attempt < max_attempts THEN {state 'available'} ELSE {stat
     errors = CASE WHEN attempt < max_attempts THEN errors ELSE
         {errors_push {failure attempt 'the node died during this attempt, which was the last one'}} END,
     meta = {bump meta rescued}
-WHERE id IN (
+WHERE id {any_of}
     SELECT id FROM {jobs}
     WHERE state = 'executing' AND {is_claimed_by :node :uuid}
     LIMIT :limit
     {skip_locked}
-) AND EXISTS (SELECT 1 FROM {producers} WHERE uuid = :uuid AND updated_at < {after (-:stale_after)})
+{end_of} AND EXISTS (SELECT 1 FROM {producers} WHERE uuid = :uuid AND updated_at < {before :stale_after})
 RETURNING id, queue, {text state}
 """
 
 BURY_PRODUCER = """
 DELETE FROM {producers}
 WHERE uuid = :uuid
-    AND updated_at < {after (-:stale_after)}
+    AND updated_at < {before :stale_after}
     AND NOT EXISTS (SELECT 1 FROM {jobs} WHERE state = 'executing' AND {is_claimed_by :node :uuid})
 """
 
 # In which states anything is old enough: one look, for the common case of none.
 PRUNABLE = """
 SELECT 'completed' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'completed' AND completed_at < {after (-:completed)})
+    SELECT 1 FROM {jobs} WHERE state = 'completed' AND completed_at < {before :completed})
 UNION ALL SELECT 'discarded' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'discarded' AND discarded_at < {after (-:discarded)})
+    SELECT 1 FROM {jobs} WHERE state = 'discarded' AND discarded_at < {before :discarded})
 UNION ALL SELECT 'cancelled' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'cancelled' AND cancelled_at < {after (-:cancelled)})
+    SELECT 1 FROM {jobs} WHERE state = 'cancelled' AND cancelled_at < {before :cancelled})
 """
 
 _PRUNE = """
 DELETE FROM {jobs}
-WHERE id IN (
+WHERE id {any_of}
     SELECT id FROM {jobs}
-    WHERE state = '%(state)s' AND %(state)s_at < {after (-:max_age)}
+    WHERE state = '%(state)s' AND %(state)s_at < {before :max_age}
     ORDER BY %(state)s_at
     LIMIT :limit
     {skip_locked}
-)
+{end_of}
 RETURNING id
 """
 
@@ -195,9 +219,9 @@ GET_JOB = f"SELECT {JOB_COLUMNS} FROM {{jobs}} WHERE id = :id"
 # A filter that was not said is NULL and lets everything pass.
 LIST_JOBS = f"""
 SELECT {JOB_COLUMNS} FROM {{jobs}}
-WHERE (:states IS NULL OR {{text state}} IN (SELECT value FROM {{each :states s}}))
-    AND (:queues IS NULL OR queue IN (SELECT value FROM {{each :queues q}}))
-    AND (:workers IS NULL OR worker IN (SELECT value FROM {{each :workers w}}))
+WHERE ({{text :states}} IS NULL OR {{text state}} IN (SELECT value FROM {{each :states s}}))
+    AND ({{text :queues}} IS NULL OR queue IN (SELECT value FROM {{each :queues q}}))
+    AND ({{text :workers}} IS NULL OR worker IN (SELECT value FROM {{each :workers w}}))
 ORDER BY id DESC
 LIMIT :limit
 """

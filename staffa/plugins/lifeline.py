@@ -37,9 +37,13 @@ class Lifeline(Plugin):
 
     async def tick(self) -> dict[str, Any]:
         """Rescue, and wake the queues that got jobs back; nothing while our own heartbeat is not steady."""
-        if not self.runtime.pulse.steady_for(BEAT_EVERY, self.runtime.wall(), LONGEST_GAP):
+        pulse = self.runtime.pulse
+        if not pulse.steady_for(BEAT_EVERY, self.runtime.wall(), LONGEST_GAP):
             return {}
-        rescued = await self.runtime.run(self.runtime.engine.rescue_jobs(STALE_AFTER, self.limit))
+        rescue = self.runtime.engine.rescue_jobs(
+            STALE_AFTER, self.limit, beaten_at=pulse.beaten_at, longest_gap=LONGEST_GAP
+        )
+        rescued = await self.runtime.run(rescue)
         if not rescued:
             return {}
         back = [job.id for job in rescued if job.state == "available"]

@@ -106,7 +106,7 @@ def ask(project: Path) -> Ask:
 def eventually() -> Eventually:
     """Wait until something is true; fail when it has not become so in time."""
 
-    def wait(condition: Callable[[], Any], within: float = 15.0) -> Any:
+    def wait(condition: Callable[[], Any], within: float = 60.0) -> Any:
         deadline = time.monotonic() + within
         while not (value := condition()):
             assert time.monotonic() < deadline, "it did not become true in time"

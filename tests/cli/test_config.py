@@ -57,6 +57,17 @@ def test_a_wrong_option_exits_with_1_and_names_its_place(
     assert said in document["errors"][0]
 
 
+def test_all_errors_are_listed(staffa: Run, project: Path) -> None:
+    (project / "staffa.toml").write_text("node = 'two words'\ngrace_period = -1")
+
+    document = json.loads(staffa("config", "--json").stdout)
+
+    assert [error.partition(" to be")[0] for error in document["errors"]] == [
+        "expected node",
+        "expected grace_period",
+    ]
+
+
 def test_a_module_that_does_not_import_is_an_error_of_the_configuration(staffa: Run) -> None:
     result = staffa("config", "nowhere:app")
 

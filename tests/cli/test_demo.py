@@ -19,7 +19,7 @@ from staffa.cli.demo_jobs import Totals, parse_file, prepare_figures, source_fil
 from .conftest import Ask, Eventually, Spawn
 
 
-def finished(process: "subprocess.Popen[str]", within: float = 90) -> tuple[str, str]:
+def finished(process: "subprocess.Popen[str]", within: float = 300) -> tuple[str, str]:
     output, errors = process.communicate(timeout=within)
     assert process.returncode == 0, output + errors
     return output, errors
@@ -87,7 +87,7 @@ def test_an_interrupted_demo_stops_its_workers_and_says_how_to_go_on(
     workers = eventually(lambda: len(found := pids(ask)) == 2 and found)
 
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert not any(is_running(worker) for worker in workers)

@@ -51,7 +51,7 @@ def discarded(project: Path) -> Job:
         async with Staffa(f"sqlite:///{project}/jobs.db", queues={"default": 1}) as app:
             stored = await app.enqueue(fails.using(tags=["a"], meta={"b": 1}).new("\x1b[31mred"))
             assert stored.id is not None
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while True:
                     found = await app.get_job(stored.id)
                     if found is not None and found.state == "discarded":

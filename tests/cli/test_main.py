@@ -81,6 +81,31 @@ def test_an_output_that_is_full_is_told_in_one_sentence(ask: Ask, options: list[
     assert result.stderr == "Error: stdout cannot be written to: No space left on device\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["jobs", "--help"]], ids=" ".join)
+def test_a_help_text_that_cannot_be_written_is_told_in_one_sentence(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*STAFFA, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert result.returncode == 1
+    assert result.stderr == "Error: stdout cannot be written to: No space left on device\n"
+
+
+def test_a_reader_of_the_help_text_who_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        result = subprocess.run(
+            [*STAFFA, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writing)
+
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a shell's way to close a stream")
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
 def test_an_output_that_is_closed_is_told_in_one_sentence(ask: Ask, options: list[str]) -> None:
@@ -93,11 +118,16 @@ def test_an_output_that_is_closed_is_told_in_one_sentence(ask: Ask, options: lis
     assert result.stderr == "Error: expected an output to write to, but stdout is closed\n"
 
 
-def test_an_interrupt_inside_a_command_ends_without_a_traceback(project: Path) -> None:
-    (project / "tasks.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+def test_an_interrupt_while_modules_are_imported_ends_with_130_and_without_a_traceback(project: Path) -> None:
+    # A process that was started in the background ignores SIGINT, and so do its children.
+    (project / "tasks.py").write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
 
     result = subprocess.run(
         [*STAFFA, "start", "tasks:app"], capture_output=True, text=True, check=False, cwd=project
     )
 
-    assert (result.returncode, result.stdout, result.stderr.strip()) == (1, "", "Aborted!")
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "interrupted")

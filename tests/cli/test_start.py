@@ -19,7 +19,7 @@ def test_a_job_is_performed_and_sigterm_stops_gracefully(
 
     eventually(lambda: "completed" in ask(lambda app: app.count_jobs())["default"])
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0
     assert (project / "greetings.txt").read_text() == "hello Ada\n"
@@ -43,7 +43,7 @@ def test_without_a_module_workers_are_imported_by_name(
     eventually((project / "greetings.txt").exists)
     eventually(lambda: "completed" in ask(lambda app: app.count_jobs())["mail"])
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0
     assert len(errors.splitlines()) == 1
@@ -59,7 +59,7 @@ def test_the_users_own_logging_is_left_alone(
 
     eventually(lambda: "completed" in ask(lambda app: app.count_jobs())["default"])
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
 
     assert "mine job.stop tasks.greet" in errors
     assert errors.count("job.stop tasks.greet") == 1
@@ -75,7 +75,7 @@ def test_a_logger_that_the_module_attached_is_not_doubled(
 
     eventually(lambda: "completed" in ask(lambda app: app.count_jobs())["default"])
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0
     assert errors.count("job.stop tasks.greet") == 1

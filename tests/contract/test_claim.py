@@ -3,14 +3,14 @@
 import asyncio
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from staffa.clock import to_text
-from staffa.errors import DatabaseError
 from staffa.jobs import RunningJob
 from tests.support import Claimer, Clock, Store, completed, new_job, released
 
@@ -117,6 +117,7 @@ async def test_acks_and_claim_are_one_round_trip(store: Store, producer: Claimer
     assert {job.id for job in claim.jobs}.isdisjoint(job.id for job in first)
 
 
+@pytest.mark.requires("acks_before_it_claims")
 async def test_a_job_that_is_given_back_can_be_claimed_in_the_same_round_trip(
     store: Store, producer: Claimer
 ) -> None:
@@ -176,36 +177,11 @@ async def test_unknown_workers_do_not_hide_those_behind_them(store: Store, produ
     assert not claim.full
 
 
-ODD_ROWS: dict[str, dict[str, str | bytes | int | None]] = {
-    "meta null": {"meta": "null"},
-    "meta a list": {"meta": "[1]"},
-    "meta not JSON": {"meta": "{oops"},
-    "meta empty": {"meta": ""},
-    "args a list": {"args": "[1, 2]"},
-    "args not JSON": {"args": "nothing"},
-    "errors an object": {"errors": "{}"},
-    "errors not JSON": {"errors": "["},
-    "errors odd inside": {"errors": '[1, "x", null]'},
-    "tags not JSON": {"tags": "a, b"},
-    "inserted_at unparsable": {"inserted_at": "yesterday at half past six"},
-    "inserted_at a blob": {"inserted_at": b"\x00" * 26},
-    "scheduled_at short": {"scheduled_at": "2020-01-01"},
-    "priority below": {"priority": -5},
-    "priority text": {"priority": "high"},
-    "attempted_by not JSON": {"attempted_by": "me"},
-    "attempted_by an object": {"attempted_by": '{"a": 1}'},
-    "attempt beyond max_attempts": {"attempt": 99, "max_attempts": 3},
-    "attempt below": {"attempt": -3},
-}
-
-
-@pytest.mark.parametrize("columns", ODD_ROWS.values(), ids=ODD_ROWS)
 async def test_odd_rows_of_foreign_programs_never_stop_the_claim(
-    store: Store, producer: Claimer, columns: dict[str, str | bytes | int | None]
+    store: Store, producer: Claimer, odd_row: Mapping[str, Any]
 ) -> None:
     first = await store.insert()
-    with suppress(DatabaseError):  # the stricter databases refuse such a row at once
-        await store.plant(**columns)
+    await store.plant(**odd_row)
     last = await store.insert()
 
     claimed = await producer.claim()

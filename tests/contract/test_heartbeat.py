@@ -1,11 +1,9 @@
 """Producers say that they live, learn what executes under them, and leave without orphaning anything."""
 
-from contextlib import suppress
-
-import pytest
+from collections.abc import Mapping
+from typing import Any
 
 from staffa.engine import Ack, Executing
-from staffa.errors import DatabaseError
 from tests.support import Claimer, Clock, Store, completed, released
 
 
@@ -45,18 +43,16 @@ async def test_one_beat_refreshes_all_producers_of_the_node(store: Store, clock:
     assert [(row.queue, row.uuid) for row in rows] == [(one.beat.queue, one.uuid) for one in producers]
 
 
-@pytest.mark.parametrize("meta", ["limit=3", "", "[1]", "null", "7", "{"])
 async def test_a_producer_whose_meta_is_no_object_is_listed_without_any_and_hides_no_other(
-    store: Store, producer: Claimer, meta: str
+    store: Store, producer: Claimer, odd_meta: Mapping[str, Any]
 ) -> None:
     other = store.new_producer("mail", node="node-9")
     other.beat = other.beat._replace(meta={"limit": 3})
     await producer.heartbeat()
     await other.heartbeat()
-    with suppress(DatabaseError):  # a server's column may refuse it
-        await store.sql(
-            "UPDATE {producers} SET meta = :meta WHERE uuid = :uuid", meta=meta, uuid=producer.uuid
-        )
+    await store.sql(
+        "UPDATE {producers} SET meta = {json :meta} WHERE uuid = :uuid", uuid=producer.uuid, **odd_meta
+    )
 
     rows = await store.run(store.engine.producers(25))
 
@@ -64,7 +60,7 @@ async def test_a_producer_whose_meta_is_no_object_is_listed_without_any_and_hide
 
 
 async def test_beating_for_nobody_is_fine(store: Store) -> None:
-    assert await store.run(store.engine.heartbeat([])) == []
+    assert (await store.run(store.engine.heartbeat([]))).executing == []
     assert await store.run(store.engine.producers(25)) == []
 
 
@@ -93,9 +89,9 @@ async def test_a_beat_tells_what_executes_under_each_of_the_producers_and_under_
     [report] = await reports.claim()
     await stranger.claim(demand=1)
 
-    executing = await store.run(store.engine.heartbeat([mail.beat, reports.beat]))
+    beaten = await store.run(store.engine.heartbeat([mail.beat, reports.beat]))
 
-    assert sorted(executing) == [
+    assert sorted(beaten.executing) == [
         Executing(first.id, first._token, mail.uuid),
         Executing(report.id, report._token, reports.uuid),
     ]
@@ -145,11 +141,12 @@ async def test_held_states_tell_where_jobs_stand(store: Store, producer: Claimer
     assert await store.run(store.engine.held_states([])) == {}
 
 
-@pytest.mark.parametrize("by", ["me", "{}", "[]", '["node"]', "null", "[1, 2]", '["node", null]', ""])
-async def test_held_states_of_odd_rows_name_nobody(store: Store, producer: Claimer, by: str) -> None:
+async def test_held_states_of_odd_rows_name_nobody(
+    store: Store, producer: Claimer, odd_claimant: Mapping[str, Any]
+) -> None:
     id = await store.insert()
     await store.plant_claimed()
-    await store.sql("UPDATE {jobs} SET attempted_by = :by WHERE id = :id", id=id, by=by)
+    await store.sql("UPDATE {jobs} SET attempted_by = {json_list :by} WHERE id = :id", id=id, **odd_claimant)
 
     held = await store.run(store.engine.held_states([id, 2]))
 

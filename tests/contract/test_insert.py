@@ -10,7 +10,7 @@ import pytest
 
 from staffa.errors import DatabaseError
 from staffa.jobs import Job
-from staffa.payload import encode
+from staffa.payload import decode
 from tests.support import Claimer, Clock, Store, new_job
 
 MOMENT = datetime(2027, 3, 28, 1, 30, 0, 654_321, tzinfo=UTC)
@@ -207,7 +207,7 @@ async def test_ids_ascend_in_the_order_of_a_bulk(store: Store) -> None:
     ids = [job.id or 0 for job in stored]
     assert ids == sorted(set(ids))
     found = await store.sql("SELECT id, {text args} FROM {jobs} WHERE id >= :first ORDER BY id", first=ids[0])
-    assert found == [(id, encode({"n": n})) for n, id in enumerate(ids)]
+    assert [(id, decode(args)) for id, args in found] == [(id, {"n": n}) for n, id in enumerate(ids)]
 
 
 async def test_ids_of_two_bulks_at_once_belong_to_their_own_jobs(store: Store) -> None:
@@ -220,9 +220,9 @@ async def test_ids_of_two_bulks_at_once_belong_to_their_own_jobs(store: Store) -
 
     everything = await store.on_nodes(insert, insert, insert)
 
-    texts: dict[int, str] = dict(await store.sql("SELECT id, {text args} FROM {jobs}"))
-    assert len(texts) == 600
-    assert texts == {job.id: encode(job.args) for jobs in everything for job in jobs}
+    found = {id: decode(args) for id, args in await store.sql("SELECT id, {text args} FROM {jobs}")}
+    assert len(found) == 600
+    assert found == {job.id: job.args for jobs in everything for job in jobs}
 
 
 async def test_twenty_thousand_jobs_go_in_with_one_call(store: Store) -> None:

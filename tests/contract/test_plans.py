@@ -4,7 +4,6 @@ A claim walks the index of what is available, in its order; an ack looks rows up
 else; what asks for the few due, running or old rows finds them by the index of just those.
 """
 
-import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from staffa.engine import Ack, JobFilter
 from staffa.steps import Steps
 from tests.support import PAST, Plan, Store, entry
-from tests.support.stores import SQLiteStore
 
 COUNT, LONG_COUNT = 10_000, 1_000_000
 
@@ -35,6 +33,21 @@ async def a_claim_walks_the_index_of_what_is_available_in_its_order(store: Store
         assert set(plan.indexes) == {"PRIMARY KEY", store.indexes["claim"]}, plan.text
         assert not plan.scans, plan.text
         assert not plan.sorts, plan.text
+
+
+async def acks_and_a_claim_in_one_round_trip_are_found_as_each_by_itself(store: Store) -> None:
+    producer = store.new_producer("queue-1")
+    complete = Ack(7, PAST, "complete")
+    fail = Ack(7, PAST, "fail", "retryable", 5.0, entry(1, "Error"))
+
+    for acks in ([complete], [complete, fail]):
+        for unknown in ([], ["tests.Unknown", "tests.Gone"]):
+            plans = await plans_of(store, store.engine.ack_and_claim(producer.beat, acks, 100, unknown))
+
+            assert set().union(*(plan.indexes for plan in plans)) == {"PRIMARY KEY", store.indexes["claim"]}
+            for plan in plans:
+                assert not plan.scans, plan.text
+                assert not plan.sorts, plan.text
 
 
 async def acks_search_by_id_and_by_no_other_index(store: Store) -> None:
@@ -122,6 +135,7 @@ async def a_list_is_read_from_its_newest_end_without_sorting(store: Store) -> No
 CHECKS: tuple[Check, ...] = (
     a_claim_walks_the_index_of_what_is_available_in_its_order,
     acks_search_by_id_and_by_no_other_index,
+    acks_and_a_claim_in_one_round_trip_are_found_as_each_by_itself,
     the_stagers_look_and_its_work_use_the_index_of_what_is_due,
     a_heartbeat_and_a_retirement_find_what_executes_by_its_index,
     a_rescue_finds_the_dead_producers_jobs_by_the_index_of_what_executes,
@@ -132,20 +146,16 @@ CHECKS: tuple[Check, ...] = (
 
 
 async def test_what_executes_is_passed_once_per_beat_however_many_producers_there_are(store: Store) -> None:
-    if not isinstance(store, SQLiteStore):
-        pytest.skip("counts the steps of SQLite's virtual machine")
     beats = [store.new_producer(f"queue-{n}").beat for n in range(100)]
     for _ in range(500):
         await store.plant_claimed()
 
-    async def steps(count: int) -> int:
-        _, executing = await store.statements_of(store.engine.heartbeat(beats[:count]))
-        connection, ticks = store.raw_connection(), itertools.count()
-        connection.set_progress_handler(lambda: next(ticks) < 0, 10)
-        connection.execute(executing.text, executing.parameters).fetchall()
-        return next(ticks)
+    async def effort(count: int) -> int:
+        statements = await store.statements_of(store.engine.heartbeat(beats[:count]))
+        [executing] = [one for one in statements if "oban_jobs" in one.text]
+        return await store.effort(executing)
 
-    assert await steps(100) < 2 * await steps(1)
+    assert await effort(100) < 2 * await effort(1)
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["no-statistics", "analyzed"])

@@ -1,15 +1,14 @@
 """The jobs of dead producers are taken back; only a heartbeat that is there and stale proves death."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-
-import pytest
+from typing import Any
 
 from staffa.engine import Rescued
 from staffa.errors import DatabaseError
 from staffa.jobs import JobFailure
 from staffa.steps import Steps
-from tests.contract.test_claim import ODD_ROWS
 from tests.support import Claimer, Clock, Store, completed, failed
 
 STALE = 25.0
@@ -318,14 +317,12 @@ async def test_several_rescuers_at_once_rescue_each_job_once(
     assert [json.loads(meta) for (meta,) in metas] == [{"rescued": 1}]
 
 
-@pytest.mark.parametrize("columns", ODD_ROWS.values(), ids=ODD_ROWS)
 async def test_odd_rows_of_foreign_programs_never_stop_the_rescue(
-    store: Store, producer: Claimer, clock: Clock, columns: dict[str, str | bytes | int | None]
+    store: Store, producer: Claimer, clock: Clock, odd_row: Mapping[str, Any]
 ) -> None:
     await producer.heartbeat()
     sound = await store.plant_claimed()
-    with suppress(DatabaseError):
-        await store.plant_claimed(**columns)
+    await store.plant_claimed(**odd_row)
     clock.advance(STALE + 1)
 
     rescued = await rescue(store)

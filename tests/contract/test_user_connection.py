@@ -4,7 +4,6 @@ from typing import cast
 
 import pytest
 
-from staffa.connections import adopt
 from staffa.errors import DatabaseError, SchemaError, UnsupportedConnection
 from staffa.jobs import Job
 from tests.support import Clock, Store, User, eventually, new_job
@@ -16,7 +15,7 @@ async def _users_table(store: Store) -> None:
 
 
 async def enqueue(store: Store, user: User, *jobs: Job) -> list[Job]:
-    return await adopt(user.connection).run(store.engine.insert_jobs(jobs or [new_job()]))
+    return await store.connections.adopt(user.connection).run(store.engine.insert_jobs(jobs or [new_job()]))
 
 
 def refused() -> Job:
@@ -156,14 +155,14 @@ async def test_an_error_outside_of_a_transaction_leaves_nothing_behind(
 
 
 async def test_the_users_settings_are_as_they_were(store: Store, user: User) -> None:
-    before = user.settings()
+    before = await user.settings()
 
     await enqueue(store, user)
     await enqueue(store, user, new_job(), new_job())
     with pytest.raises(DatabaseError):
         await enqueue(store, user, refused())
 
-    assert user.settings() == before
+    assert await user.settings() == before
 
 
 async def test_missing_tables_say_which_command_to_run_and_leave_the_transaction_usable(
@@ -185,8 +184,10 @@ async def test_missing_tables_say_which_command_to_run_and_leave_the_transaction
 async def test_any_verb_can_run_in_the_users_transaction(store: Store, user: User) -> None:
     await user.begin()
     [job] = await enqueue(store, user, new_job(args={"ü": "世界"}))
-    claim = await adopt(user.connection).run(store.engine.ack_and_claim(store.producer.beat, [], 5))
-    found = await adopt(user.connection).run(store.engine.get_job(job.id or 0))
+    claim = await store.connections.adopt(user.connection).run(
+        store.engine.ack_and_claim(store.producer.beat, [], 5)
+    )
+    found = await store.connections.adopt(user.connection).run(store.engine.get_job(job.id or 0))
 
     assert [(one.id, one.args) for one in claim.jobs] == [(job.id, {"ü": "世界"})]
     assert found is not None
@@ -215,6 +216,6 @@ async def test_a_commit_of_the_users_is_noticed_by_who_watches(store: Store, use
         unwatch()
 
 
-def test_what_is_no_connection_is_refused_by_its_kind() -> None:
+async def test_what_is_no_connection_is_refused_by_its_kind(store: Store) -> None:
     with pytest.raises(UnsupportedConnection, match=r"expected conn to be .*, got: builtins\.str"):
-        adopt("sqlite:///jobs.db")
+        store.connections.adopt("sqlite:///jobs.db")

@@ -2,6 +2,7 @@
 
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
+from tests.support.postgres_store import PostgresStore
 from tests.support.producer import (
     Claimer,
     cancelled,
@@ -22,6 +23,7 @@ __all__ = [
     "Claimer",
     "Clock",
     "Plan",
+    "PostgresStore",
     "ServerMissing",
     "Store",
     "User",

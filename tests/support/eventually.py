@@ -15,10 +15,10 @@ POLL = 0.003
 
 
 @overload
-async def eventually(condition: Callable[[], Coroutine[Any, Any, T | None]], timeout: float = 10) -> T: ...
+async def eventually(condition: Callable[[], Coroutine[Any, Any, T | None]], timeout: float = 30) -> T: ...
 @overload
-async def eventually(condition: Callable[[], T | None], timeout: float = 10) -> T: ...
-async def eventually(condition: Callable[[], Any], timeout: float = 10) -> Any:
+async def eventually(condition: Callable[[], T | None], timeout: float = 30) -> T: ...
+async def eventually(condition: Callable[[], Any], timeout: float = 30) -> Any:
     """Ask, every few milliseconds, until the answer is true; returns it, or fails after `timeout` seconds."""
     deadline = clock.monotonic() + timeout
     while True:

@@ -6,7 +6,11 @@ import time
 
 from staffa import RunningJob, Staffa, job
 
-app = Staffa(queues={"default": 10}, grace_period=float(os.environ.get("GRACE", "15")))
+app = Staffa(
+    queues={"default": 10},
+    grace_period=float(os.environ.get("GRACE", "15")),
+    stage_interval=float(os.environ.get("STAGE", "1")),
+)
 
 
 def note(what: str, job: RunningJob) -> None:

@@ -36,7 +36,7 @@ class Process:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = 30) -> int:
+    def wait(self, timeout: float = 120) -> int:
         """Wait for its end; returns its exit code, negative for a signal."""
         return self._process.wait(timeout)
 

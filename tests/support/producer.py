@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from staffa import payload
-from staffa.engine import Ack, Beat, Claim, Engine, Executing, Lost
+from staffa.engine import Ack, Beat, Beaten, Claim, Engine, Executing, Lost
 from staffa.jobs import RunningJob
 from staffa.steps import Steps
 
@@ -68,8 +68,8 @@ class Claimer:
 
     async def heartbeat(self) -> list[Executing]:
         """One beat; returns what is executing under this producer."""
-        executing: list[Executing] = await self.run(self.engine.heartbeat([self.beat]))
-        return executing
+        beaten: Beaten = await self.run(self.engine.heartbeat([self.beat]))
+        return beaten.executing
 
     async def retire(self) -> None:
         """Delete its row, unless something executes under it."""

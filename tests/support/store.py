@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from staffa import payload
 from staffa.connections import Connections, connections_for, parse_url
 from staffa.engine import Engine
 from staffa.engines import engine_for
@@ -15,11 +16,16 @@ from staffa.jobs import COLUMNS, Job
 from staffa.steps import Rows, Statement, Steps
 from tests.support.producer import Claimer
 
-__all__ = ["Plan", "ServerMissing", "Store", "User", "new_job", "recorded"]
+__all__ = ["Odd", "Plan", "ServerMissing", "Store", "User", "new_job", "recorded"]
 
 T = TypeVar("T")
 
 PAST = "2020-01-01 00:00:00.000000"
+
+# What a foreign program may have left, by the fixture that plants it and by a name: columns of a job, or one value.
+Odd: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+JSON = ("args", "meta", "tags", "errors", "attempted_by")
 
 # How the value of a column gets into the database, where it is not simply bound.
 SPELLED: Mapping[str, str] = {
@@ -74,7 +80,7 @@ class User(Protocol):
         """Is one open?"""
         ...
 
-    def settings(self) -> object:
+    async def settings(self) -> object:
         """What the user has set on the connection; it must be the same after we used it."""
         ...
 
@@ -93,6 +99,13 @@ class Store(ABC):
     }
     """By what a statement should find its rows, by purpose."""
 
+    odd: ClassVar[Odd]
+    """What the columns of this database can hold and Staffa would never write: `odd_row`, columns of a job;
+    `odd_meta`, a producer's meta that is no object; `odd_claimant`, an attempted_by that names no producer."""
+
+    spelled: ClassVar[Mapping[str, str]] = SPELLED
+    """How the value of a column gets into the database, where it is not simply bound."""
+
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
         self.stack = stack
@@ -106,11 +119,11 @@ class Store(ABC):
         """A new one, taken away afterwards; raises `ServerMissing`."""
 
     @abstractmethod
-    def raw_connection(self) -> Any:
+    async def raw_connection(self) -> Any:
         """A connection of the user's own, as the driver gives it; closed with the store."""
 
     @abstractmethod
-    def user(self, kind: str) -> User:
+    async def user(self, kind: str) -> User:
         """A connection of one of the kinds in `users`; closed with the store."""
 
     @abstractmethod
@@ -124,6 +137,10 @@ class Store(ABC):
     @abstractmethod
     async def plan(self, statement: Statement) -> Plan:
         """How the database would run a statement."""
+
+    @abstractmethod
+    async def effort(self, statement: Statement) -> int:
+        """How much work a statement that only reads is, in a measure of the database's own: to compare two by."""
 
     async def run(self, steps: Steps[T]) -> T:
         """Run steps, and commit them."""
@@ -153,8 +170,9 @@ class Store(ABC):
         return await asyncio.gather(*running)
 
     async def sql(self, template: str, /, **parameters: Any) -> Rows:
-        """Any statement, in the dialect's spellings: to look at rows, and to plant odd ones."""
-        return await self.run(_only(Statement(self.engine.migrations.dialect.render(template), parameters)))
+        """Any statement, in the dialect's spellings, as plain tuples: to look at rows, and to plant odd ones."""
+        statement = Statement(self.engine.migrations.dialect.render(template), parameters)
+        return [tuple(row) for row in await self.run(_only(statement))]
 
     async def statements_of(self, steps: Steps[object]) -> list[Statement]:
         """Run steps; returns the statements that they were."""
@@ -169,9 +187,10 @@ class Store(ABC):
         return {row[0]: row for row in await self.sql("SELECT * FROM {jobs} ORDER BY id")}
 
     async def row(self, id: int | None) -> dict[str, Any]:
-        """One job's row; moments, lists and JSON as text."""
+        """One job's row; moments as text, lists and JSON as canonical text."""
         [row] = await self.sql(f"SELECT {JOB_COLUMNS} FROM {{jobs}} WHERE id = :id", id=id)
-        return dict(zip(COLUMNS, row, strict=True))
+        columns: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+        return {**columns, **{name: _canonical(columns[name]) for name in JSON}}
 
     async def job(self, id: int | None) -> Job:
         """One job, as the engine reads it."""
@@ -201,7 +220,7 @@ class Store(ABC):
     async def plant(self, **columns: Any) -> int:
         """A row as a foreign program may write it; what is not said is the column's own default."""
         said = {"worker": "tests.Foreign", "scheduled_at": PAST, **columns}
-        values = ", ".join(SPELLED.get(name, ":%s").replace("%s", name) for name in said)
+        values = ", ".join(self.spelled.get(name, ":%s").replace("%s", name) for name in said)
         await self.sql(f"INSERT INTO {{jobs}} ({', '.join(said)}) VALUES ({values})", **said)
         return int((await self.sql("SELECT max(id) FROM {jobs}"))[0][0])
 
@@ -236,6 +255,14 @@ def recorded(steps: Steps[T], statements: list[Statement]) -> Steps[T]:
     except StopIteration as stop:
         value: T = stop.value
     return value
+
+
+def _canonical(text: str | None) -> str | None:
+    """JSON in the one form that tests compare; what is none stays as it is."""
+    try:
+        return None if text is None else payload.encode(payload.decode(text))
+    except ValueError:
+        return text
 
 
 def _only(statement: Statement) -> Steps[Rows]:

@@ -1,5 +1,6 @@
 """The databases that the contract suite runs on. To add an engine: a subclass of `Store`, and its entry in `ENGINES`."""
 
+import itertools
 import re
 import sqlite3
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 
 from staffa.jobs import JobState
 from staffa.steps import Rows, Statement, Steps
-from tests.support.store import Plan, Store
+from tests.support.postgres_store import PostgresStore
+from tests.support.store import Odd, Plan, Store
 
 __all__ = ["ENGINES", "SQLiteStore", "SQLiteUser"]
 
@@ -28,6 +30,36 @@ SELECT state, 'queue-' || (i / 8 % 5), 'tests.Filler', json_object('n', i), 1, i
     CASE state WHEN 'cancelled' THEN at END
 FROM drafts
 """
+
+
+# Any column can hold anything.
+ODD: Odd = {
+    "odd_row": {
+        "meta null": {"meta": "null"},
+        "meta a list": {"meta": "[1]"},
+        "meta not JSON": {"meta": "{oops"},
+        "meta empty": {"meta": ""},
+        "args a list": {"args": "[1, 2]"},
+        "args not JSON": {"args": "nothing"},
+        "errors an object": {"errors": "{}"},
+        "errors not JSON": {"errors": "["},
+        "errors odd inside": {"errors": '[1, "x", null]'},
+        "tags not JSON": {"tags": "a, b"},
+        "inserted_at unparsable": {"inserted_at": "yesterday at half past six"},
+        "inserted_at a blob": {"inserted_at": b"\x00" * 26},
+        "scheduled_at short": {"scheduled_at": "2020-01-01"},
+        "priority below": {"priority": -5},
+        "priority text": {"priority": "high"},
+        "attempted_by not JSON": {"attempted_by": "me"},
+        "attempted_by an object": {"attempted_by": '{"a": 1}'},
+        "attempt beyond max_attempts": {"attempt": 99, "max_attempts": 3},
+        "attempt below": {"attempt": -3},
+    },
+    "odd_meta": {meta: {"meta": meta} for meta in ("limit=3", "", "[1]", "null", "7", "{")},
+    "odd_claimant": {
+        by: {"by": by} for by in ("me", "{}", "[]", '["node"]', "null", "[1, 2]", '["node", null]', "")
+    },
+}
 
 
 class SQLiteUser:
@@ -65,7 +97,7 @@ class SQLiteUser:
         """Is one open?"""
         return self.connection.in_transaction
 
-    def settings(self) -> object:
+    async def settings(self) -> object:
         """What a user may set."""
         names = ("row_factory", "text_factory", "isolation_level", "autocommit")
         return [getattr(self.connection, name, None) for name in names]
@@ -94,6 +126,7 @@ class SQLiteStore(Store):
         ),
     }
     users = tuple(options)
+    odd = ODD
 
     @classmethod
     @asynccontextmanager
@@ -104,17 +137,17 @@ class SQLiteStore(Store):
             await store.run(store.engine.migrations.up())
             yield store
 
-    def raw_connection(self, **options: Any) -> sqlite3.Connection:
+    async def raw_connection(self, **options: Any) -> sqlite3.Connection:
         """Any options that `sqlite3.connect` takes."""
         path = self.url.removeprefix("sqlite:///").partition("?")[0]
         connection: sqlite3.Connection = sqlite3.connect(path, **options)
         self.stack.callback(connection.close)
         return connection
 
-    def user(self, kind: str) -> SQLiteUser:
+    async def user(self, kind: str) -> SQLiteUser:
         """A connection of one of the kinds in `users`."""
         options = self.options[kind]
-        connection = self.raw_connection(**options)
+        connection = await self.raw_connection(**options)
         if kind == "row_factory":
             connection.row_factory = sqlite3.Row
         if kind == "dict_factory":
@@ -145,8 +178,15 @@ class SQLiteStore(Store):
             text="\n".join(details),
         )
 
+    async def effort(self, statement: Statement) -> int:
+        """How many steps SQLite's virtual machine takes, in tens."""
+        connection, ticks = await self.raw_connection(), itertools.count()
+        connection.set_progress_handler(lambda: next(ticks) < 0, 10)
+        connection.execute(statement.text, statement.parameters).fetchall()
+        return next(ticks)
 
-ENGINES: Mapping[str, type[Store]] = {"sqlite": SQLiteStore}
+
+ENGINES: Mapping[str, type[Store]] = {"sqlite": SQLiteStore, "postgres": PostgresStore}
 
 
 def _explained(statement: Statement) -> Steps[Rows]:

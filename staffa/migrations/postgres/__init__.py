@@ -6,9 +6,12 @@ own and partial: each row stands in one of them, plus the unique one if it is un
 are left out, since every update would pay for them.
 """
 
-from staffa.migrations import Migration
+from dataclasses import replace
 
-__all__ = ["MIGRATIONS"]
+from staffa.migrations import Adoption, Index, Migration
+from staffa.migrations.postgres.existing import look
+
+__all__ = ["ADOPTION", "MIGRATIONS"]
 
 NOW = "timezone('UTC', now())"
 
@@ -51,18 +54,38 @@ PRIORITY = "ALTER TABLE {jobs} ADD CONSTRAINT non_negative_priority CHECK (prior
 OBAN_VERSION = "COMMENT ON TABLE {jobs} IS '14'"
 
 INDEXES = (
-    # What a claim walks, in its order.
-    "CREATE INDEX oban_jobs_available ON {jobs} (queue, priority, scheduled_at, id) WHERE state = 'available'",
+    # What a claim walks, in its order. Oban's serves as well, though every change of state pays for it.
+    Index(
+        "oban_jobs_available",
+        "ON {jobs} (queue, priority, scheduled_at, id) WHERE state = 'available'",
+        like=["oban_jobs_state_queue_priority_scheduled_at_id_index"],
+    ),
     # What the stager looks for.
-    "CREATE INDEX oban_jobs_due ON {jobs} (scheduled_at, id) WHERE state IN ('scheduled', 'retryable')",
+    Index(
+        "oban_jobs_due",
+        "ON {jobs} (scheduled_at, id) WHERE state IN ('scheduled', 'retryable')",
+        like=["oban_jobs_staging_index"],
+    ),
     # A producer's running jobs, by its uuid: for reconciliation and rescue.
-    "CREATE INDEX oban_jobs_executing ON {jobs} ((attempted_by[2])) WHERE state = 'executing'",
+    Index("oban_jobs_executing", "ON {jobs} ((attempted_by[2])) WHERE state = 'executing'"),
     # What the pruner looks for.
-    "CREATE INDEX oban_jobs_completed ON {jobs} (completed_at) WHERE state = 'completed'",
-    "CREATE INDEX oban_jobs_discarded ON {jobs} (discarded_at) WHERE state = 'discarded'",
-    "CREATE INDEX oban_jobs_cancelled ON {jobs} (cancelled_at) WHERE state = 'cancelled'",
+    Index(
+        "oban_jobs_completed",
+        "ON {jobs} (completed_at) WHERE state = 'completed'",
+        like=["oban_jobs_completed_at_index"],
+    ),
+    Index(
+        "oban_jobs_discarded",
+        "ON {jobs} (discarded_at) WHERE state = 'discarded'",
+        like=["oban_jobs_discarded_at_index", "oban_jobs_state_discarded_at_index"],
+    ),
+    Index(
+        "oban_jobs_cancelled",
+        "ON {jobs} (cancelled_at) WHERE state = 'cancelled'",
+        like=["oban_jobs_cancelled_at_index", "oban_jobs_state_cancelled_at_index"],
+    ),
     # What makes two jobs the same; jobs that are not unique are not in it.
-    "CREATE INDEX oban_jobs_unique ON {jobs} ((meta ->> 'unique'), state, inserted_at) WHERE meta ? 'unique'",
+    Index("oban_jobs_unique", "ON {jobs} ((meta ->> 'unique'), state, inserted_at) WHERE meta ? 'unique'"),
 )
 
 OTHERS = (
@@ -140,27 +163,39 @@ CREATE TABLE {{migrations}} (
 """,
 )
 
+OURS = ("migrations", "cron_runs", "crons", "queues", "messages", "producers")
+
 MIGRATIONS = (
     Migration(
         version=1,
         name="initial",
-        up=("{create_schema}", STATE, JOBS, PRIORITY, OBAN_VERSION, *INDEXES, *OTHERS),
-        # The schema stays: it may hold tables of others, and may have been there before.
-        down=(
-            *(
-                f"DROP TABLE {{{table}}}"
-                for table in (
-                    "migrations",
-                    "cron_runs",
-                    "crons",
-                    "queues",
-                    "messages",
-                    "producers",
-                    "peers",
-                    "jobs",
-                )
-            ),
-            "DROP TYPE {job_state}",
+        up=(
+            *("{create_schema}", STATE, JOBS, PRIORITY, OBAN_VERSION),
+            *(f"CREATE INDEX {index.name} {index.text}" for index in INDEXES),
+            *OTHERS,
         ),
+        # The schema stays: it may hold tables of others, and may have been there before.
+        down=(*(f"DROP TABLE {{{table}}}" for table in (*OURS, "peers", "jobs")), "DROP TYPE {job_state}"),
+    ),
+)
+
+ADOPTION = Adoption(
+    look=look,
+    beside=tuple(text.replace("TABLE {", "TABLE IF NOT EXISTS {") for text in OTHERS),
+    # Granted when nobody makes an index, and without a snapshot, which that would wait for.
+    wait="LOCK TABLE {jobs} IN SHARE UPDATE EXCLUSIVE MODE",
+    indexes_there="""
+SELECT c.relname, i.indisvalid FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+WHERE i.indrelid = {regclass jobs}
+""",
+    indexes=tuple(
+        replace(index, text=f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index.name} {index.text}")
+        for index in INDEXES
+    ),
+    drop_index="DROP INDEX CONCURRENTLY IF EXISTS {table %(name)s}",
+    # Oban's own tables stay, with the jobs in them.
+    down=(
+        *(f"DROP INDEX IF EXISTS {{table {index.name}}}" for index in INDEXES),
+        *(f"DROP TABLE {{{table}}}" for table in OURS),
     ),
 )
