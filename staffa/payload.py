@@ -48,17 +48,14 @@ def decode_stored(text: str) -> Any:
     return _without_large_integers(value) if len(text) > 19 and _MANY_DIGITS.search(text) else value
 
 
-def _without_large_integers(value: Any) -> Any:
-    match value:
-        case int() if not MIN_INT <= value <= MAX_INT:
-            return float(value)
-        case dict():
-            return {key: _without_large_integers(item) for key, item in cast("dict[str, Any]", value).items()}
-        case list():
-            items: list[Any] = value
-            return [_without_large_integers(item) for item in items]
-        case _:
-            return value
+def _without_large_integers(value: object) -> object:
+    if isinstance(value, int):
+        return value if MIN_INT <= value <= MAX_INT else float(value)
+    if isinstance(value, dict):
+        return {key: _without_large_integers(item) for key, item in cast("dict[str, object]", value).items()}
+    if isinstance(value, list):
+        return [_without_large_integers(item) for item in cast("list[object]", value)]
+    return value
 
 
 def encode_object(value: object, path: str, problems: list[Problem]) -> str:

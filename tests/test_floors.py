@@ -46,7 +46,6 @@ HOMES = {
     "click": {"cli"},
     "rich": {"cli"},
     "sqlite3": {"connections"},
-    "asyncpg": {"connections", "notifiers"},
     "uvloop": {"app"},
 }
 

@@ -147,12 +147,13 @@ def test_columns_are_selected_in_the_order_in_which_jobs_read_them(tables: sqlit
 
 # Verbs are generators: they can be driven by hand, on any dialect, with rows that a test makes up.
 
+MOMENT = "2026-11-21 09:30:00.000000"
 BEAT = Beat("uuid", "staffa", "node", "default", {})
-FAILED = Ack(1, "token", "fail", "retryable", 1.0, "{}")
+FAILED = Ack(1, MOMENT, "fail", "retryable", 1.0, "{}")
 
 VERBS: Mapping[str, Callable[[BasicEngine], Steps[Any]]] = {
     "insert_jobs": lambda engine: engine.insert_jobs([Job(worker="a"), Job(worker="a")]),
-    "ack_and_claim": lambda engine: engine.ack_and_claim(BEAT, [Ack(1, "t", "complete")], 5),
+    "ack_and_claim": lambda engine: engine.ack_and_claim(BEAT, [Ack(1, MOMENT, "complete")], 5),
     "ack_and_claim, some unknown": lambda engine: engine.ack_and_claim(BEAT, [FAILED], 5, ["x"]),
     "stage_jobs": lambda engine: engine.stage_jobs(5, ["default"]),
     "heartbeat": lambda engine: engine.heartbeat([BEAT]),
@@ -168,7 +169,6 @@ VERBS: Mapping[str, Callable[[BasicEngine], Steps[Any]]] = {
     "retry_job": lambda engine: engine.retry_job(1),
 }
 
-MOMENT = "2026-11-21 09:30:00.000000"
 Rows: TypeAlias = list[tuple[Any, ...]]
 
 ROWS: Mapping[str, Rows] = {
@@ -250,7 +250,7 @@ def test_every_statement_is_used_by_a_verb(dialect: str) -> None:
 every_own = pytest.mark.parametrize("name", POSTGRES)
 
 NOTICE = Notice("public.staffa_insert", ['{"queue":"default"}'])
-COMPLETED = [Ack(1, "token", "complete"), Ack(2, "token", "complete")]
+COMPLETED = [Ack(1, MOMENT, "complete"), Ack(2, MOMENT, "complete")]
 
 
 def alike(count: int) -> list[Job]:

@@ -7,7 +7,7 @@ import pytest
 
 from staffa.engine import Ack
 from staffa.engines import PostgresEngine
-from staffa.errors import SchemaError
+from staffa.errors import DatabaseUnavailable, SchemaError
 from staffa.migrations import Migration, MigrationStatus
 from staffa.steps import Rows
 from tests.support import (
@@ -333,19 +333,37 @@ async def test_an_adoption_that_was_broken_off_goes_on(oban: Existing) -> None:
     await holder.execute("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('Obx.Slow')")
     up = asyncio.create_task(oban.up())
     await eventually(lambda: _indexing(oban.store))
-    up.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    await oban.store.sql(INDEXING.replace("1", "pg_terminate_backend(pid)", 1))
+    with pytest.raises(DatabaseUnavailable):
         await up
-    await eventually(lambda: _nobody_indexes(oban.store))
     await holder.execute("COMMIT")
     assert (await oban.status()).usable
     assert "staffa_migrations" in await oban.tables()
+    assert False in {valid for _, valid in (await oban.indexes()).values()}
 
     await oban.up()
 
     assert (await oban.status()).current
     assert all(valid for _, valid in (await oban.indexes()).values())
     assert len(await oban.rows()) == 1
+
+
+async def test_an_adoption_waits_for_the_index_that_another_one_is_making(oban: Existing) -> None:
+    """A node that goes away does not take the statement with it which the server is at."""
+    holder = await oban.store.raw_connection()
+    await holder.execute("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('Obx.Slow')")
+    first = asyncio.create_task(oban.up())
+    await eventually(lambda: _indexing(oban.store))
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+    again = asyncio.create_task(oban.up())
+    await eventually(lambda: _waiting(oban.store))
+    await holder.execute("COMMIT")
+
+    assert [step.version for step in await again] == [1]
+    assert all(valid for _, valid in (await oban.indexes()).values())
 
 
 INDEXING = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active'"
@@ -355,8 +373,10 @@ async def _indexing(store: PostgresStore) -> bool:
     return bool(await store.sql(INDEXING))
 
 
-async def _nobody_indexes(store: PostgresStore) -> bool:
-    return not await _indexing(store)
+async def _waiting(store: PostgresStore) -> bool:
+    return bool(
+        await store.sql("SELECT 1 FROM pg_locks WHERE mode = 'ShareUpdateExclusiveLock' AND NOT granted")
+    )
 
 
 async def test_nodes_that_adopt_at_once_all_succeed_and_note_it_once(oban: Existing) -> None:
