@@ -112,6 +112,9 @@ class DatabaseError(StaffaError):
     repeatable = False
     """Whether our own transaction was broken off for another's sake, so that it may simply be run again."""
 
+    notice_refused = False
+    """Whether only the message that went along could not be delivered: without it, the statement would have passed."""
+
 
 class DatabaseUnavailable(DatabaseError):
     """The database cannot be reached, is locked, busy or full; trying again may help."""

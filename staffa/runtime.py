@@ -4,6 +4,7 @@
 them. The instance, the plugins and the tests all use these.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,13 +12,16 @@ from typing import TypeVar
 
 from staffa import clock, telemetry
 from staffa.connections import Connections
-from staffa.engine import Engine
+from staffa.engine import Engine, Notice
+from staffa.errors import DatabaseError
 from staffa.jobs import Job
 from staffa.notifier import Notifier
 from staffa.peer import Peer
 from staffa.steps import Steps
 
 __all__ = ["Pulse", "Runtime"]
+
+log = logging.getLogger("staffa.runtime")
 
 T = TypeVar("T")
 
@@ -108,11 +112,20 @@ class Runtime:
                 steps = self.engine.insert_jobs(jobs, self.notifier.notice(queues))
                 return await self._spanned(steps, self.connections.adopt(conn).run)
             with self.notifier.waking(queues) as notice:
-                return await self.run(self.engine.insert_jobs(jobs, notice))
+                return await self._insert(jobs, notice)
         except BaseException:
             for job in jobs:
                 job.id = None  # nothing was stored: they are as new as before
             raise
+
+    async def _insert(self, jobs: Sequence[Job], notice: Notice | None) -> list[Job]:
+        try:
+            return await self.run(self.engine.insert_jobs(jobs, notice))
+        except DatabaseError as error:
+            if notice is None or not error.notice_refused:
+                raise
+            log.error("jobs are stored, but other nodes are not told of them: %s", error)
+            return await self.run(self.engine.insert_jobs(jobs))
 
     async def _spanned(self, steps: Steps[T], run: Callable[[Steps[T]], Awaitable[T]]) -> T:
         if not telemetry.listening_to_span("engine"):

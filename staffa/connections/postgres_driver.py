@@ -46,6 +46,7 @@ UNAVAILABLE_CLASSES = ("08", "40", "53", "55", "57", "58")
 REPEATABLE = {"40001", "40P01"}
 UNPREPARED = {"26000", "42P05"}
 READ_ONLY = "25006"
+QUEUE_FULL = "54000"
 ABORTED = "25P02"
 
 
@@ -83,7 +84,7 @@ def settings_of(url: URL) -> Settings:
     numbers = {name: _number(name, given.pop(name, None)) for name in NUMBERS}
     for name in given:
         hint = did_you_mean(name, list(NUMBERS))
-        if hint:
+        if "did you mean" in hint:  # anything else is for the driver, or a setting of the server
             raise InvalidOption(f"the url has an unknown option {shown(name)}{hint}", option="url")
     application = given.pop("application_name", "staffa")
     dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(given), ""))
@@ -205,6 +206,12 @@ def translated(error: Exception, where: str) -> DatabaseError:
         )
     if code == "42501":
         return DatabaseError(f"{said}: grant the user of {where} the right to it")
+    if code == QUEUE_FULL and "NOTIFY" in said:
+        full = DatabaseUnavailable(
+            f"{where}: {said}: some session listens, and has not ended its transaction for long"
+        )
+        full.notice_refused = True
+        return full
     if code.startswith(UNAVAILABLE_CLASSES):
         unavailable = DatabaseUnavailable(f"{where}: {said}")
         unavailable.repeatable = code in REPEATABLE

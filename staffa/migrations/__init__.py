@@ -236,7 +236,8 @@ class Migrations:
                 yield self._statement(adoption.drop_index % {"name": index.name})
             yield self._statement(index.text)
         raise SchemaError(
-            f"the index {index.name} could not be made: run `staffa migrate up` again, on one node"
+            f"the index {index.name} could not be made: either another node is at it, too (run `staffa migrate up` "
+            "again, on one node), or something else has that name"
         )
 
     def _wait(self, adoption: Adoption) -> Steps[None]:

@@ -295,14 +295,12 @@ async def test_rows_of_elixir_are_read_and_run(postgres: PostgresStore) -> None:
 async def test_version_11_is_told_of_new_jobs_by_its_own_trigger_too(postgres: PostgresStore) -> None:
     existing = await existing_in(postgres, TABLES["oban-11"])
     await existing.up()
-    heard: list[str] = []
-    listener = await postgres.raw_connection()
-    await listener.add_listener("public.oban_insert", lambda *said: heard.append(str(said[3])))
+    heard = await postgres.listening("public.oban_insert")
 
     await postgres.insert_many(3)
 
     await eventually(lambda: heard)
-    await listener.reset()
+    assert "default" in heard[0]
 
 
 # Adoption that does not go straight through.
@@ -405,6 +403,19 @@ async def test_writers_go_on_while_indexes_are_made(oban: Existing) -> None:
     await holder.execute("COMMIT")
     await up
     assert len(await oban.rows()) == 2
+
+
+async def test_what_has_the_name_of_an_index_of_ours_is_left_alone_and_named(oban: Existing) -> None:
+    await oban.store.sql("CREATE TABLE oban_jobs_due (theirs integer)")
+
+    with pytest.raises(
+        SchemaError, match=r"the index oban_jobs_due could not be made: .*something else has that name"
+    ):
+        await oban.up()
+
+    await oban.store.sql("DROP TABLE oban_jobs_due")
+    await oban.up()
+    assert (await oban.status()).current
 
 
 # What cannot be used.

@@ -1,6 +1,7 @@
 """What only PostgreSQL's engine claims: few statements, messages that commit with the jobs, one clock for all nodes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import pytest
@@ -67,7 +68,7 @@ async def test_a_refused_ack_costs_one_look_more_and_holds_nothing_up(postgres: 
 
 @pytest.mark.parametrize("count", [1, 2, 1_000])
 async def test_jobs_and_their_notice_are_one_statement(postgres: PostgresStore, count: int) -> None:
-    heard = await listening(postgres)
+    heard = await postgres.listening(CHANNEL)
     jobs = [new_job() for _ in range(count)]
 
     statements = await postgres.statements_of(postgres.engine.insert_jobs(jobs, notice("one", "two")))
@@ -87,7 +88,7 @@ async def test_a_beat_is_one_statement(postgres: PostgresStore) -> None:
 async def test_beyond_a_thousand_all_jobs_are_stored_and_the_notice_is_sent_once(
     postgres: PostgresStore,
 ) -> None:
-    heard = await listening(postgres)
+    heard = await postgres.listening(CHANNEL)
     jobs = [new_job(args={"n": n}) for n in range(2_001)]
 
     await postgres.run(postgres.engine.insert_jobs(jobs, notice("once")))
@@ -103,7 +104,7 @@ async def test_beyond_a_thousand_all_jobs_are_stored_and_the_notice_is_sent_once
 async def test_a_thousand_and_one_jobs_are_all_stored_or_none_and_then_nothing_is_heard(
     postgres: PostgresStore, position: int
 ) -> None:
-    heard = await listening(postgres)
+    heard = await postgres.listening(CHANNEL)
     jobs = [new_job() for _ in range(1_000)]
     jobs.insert(position, refused())
 
@@ -125,20 +126,15 @@ def refused() -> Job:
 # Messages.
 
 
-async def listening(store: PostgresStore) -> list[str]:
-    """What is heard from now on."""
-    heard: list[str] = []
-    connection = await store.raw_connection()
-    await connection.add_listener(CHANNEL, lambda *said: heard.append(str(said[3])))
-    store.stack.push_async_callback(connection.reset)
-    return heard
+def _contains(heard: list[str], payload: str) -> bool:
+    return payload in heard
 
 
 @pytest.mark.parametrize("count", [1, 3, 1_001])
 async def test_a_notice_is_heard_when_the_users_transaction_commits_and_only_then(
     postgres: PostgresStore, count: int
 ) -> None:
-    heard = await listening(postgres)
+    heard = await postgres.listening(CHANNEL)
     conn = await postgres.raw_connection()
     jobs = [new_job() for _ in range(count)]
 
@@ -147,7 +143,7 @@ async def test_a_notice_is_heard_when_the_users_transaction_commits_and_only_the
         adopted = postgres.connections.adopt(conn)
         await adopted.run(postgres.engine.insert_jobs(jobs, notice(payload)))
         await postgres.run(postgres.engine.notify(notice(f"before {end}")))
-        await eventually(lambda end=end: f"before {end}" in heard)
+        await eventually(partial(_contains, heard, f"before {end}"))
         await conn.execute(end)
 
     await eventually(lambda: "committed" in heard)
@@ -156,7 +152,7 @@ async def test_a_notice_is_heard_when_the_users_transaction_commits_and_only_the
 
 
 async def test_a_payload_of_any_text_arrives_as_it_was_sent(postgres: PostgresStore) -> None:
-    heard = await listening(postgres)
+    heard = await postgres.listening(CHANNEL)
     payloads = ['{"queue":"it\'s \\"mail\\", 世界"}', "", ":name {spelling} $1 %s", "x" * 7_999]
 
     await postgres.run(postgres.engine.notify(notice(*payloads)))
@@ -186,9 +182,14 @@ async def test_a_bad_ack_fails_the_batch_and_changes_nothing(
 ) -> None:
     await postgres.insert_many(3)
     good, bad = await producer.claim(demand=2)
-    said = {"token": bad._token, "state": "retryable", "delay": 1.0, "error": entry(1, "no"), **odd}
-    kind: Literal["fail"] = "fail"
-    acks = [*([] if alone else [completed(good)]), Ack(bad.id, kind=kind, **said)]
+    said: dict[str, Any] = {
+        "token": bad._token,
+        "state": "retryable",
+        "delay": 1.0,
+        "error": entry(1, "no"),
+        **odd,
+    }
+    acks = [*([] if alone else [completed(good)]), Ack(bad.id, kind="fail", **said)]
     before = await postgres.snapshot()
 
     with pytest.raises(DatabaseError):
@@ -249,6 +250,24 @@ async def test_the_moment_is_the_databases_whatever_the_zone_of_its_sessions(pos
     )
     assert off
     assert stored.inserted_at == job.inserted_at
+
+
+CALENDAR = [("infinity", False), ("-infinity", True), ("4713-01-01 00:00:00 BC", True)]
+
+
+@pytest.mark.parametrize(("moment", "due"), CALENDAR)
+async def test_a_schedule_beyond_every_calendar_is_due_as_it_says_and_holds_nobody_up(
+    postgres: PostgresStore, producer: Claimer, moment: str, due: bool
+) -> None:
+    odd = await postgres.plant(state="scheduled", scheduled_at=moment, inserted_at=moment)
+    sound = await postgres.insert(schedule_in=-1)
+
+    await postgres.run(postgres.engine.stage_jobs(10, ["default"]))
+    claimed = await producer.claim()
+
+    assert {job.id for job in claimed} == ({odd, sound} if due else {sound})
+    assert await producer.ack(*(completed(job) for job in claimed)) == []
+    assert (await postgres.job(odd)).state == ("completed" if due else "scheduled")
 
 
 # Plans.

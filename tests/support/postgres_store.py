@@ -263,6 +263,18 @@ class PostgresStore(Store):
         self.stack.push_async_callback(connection.close, timeout=10)
         return connection
 
+    async def listening(self, channel: str) -> list[str]:
+        """The payloads that are heard on a channel from now on."""
+        heard: list[str] = []
+
+        def hear(_: object, pid: int, name: str, payload: object) -> None:
+            heard.append(str(payload))
+
+        connection = await self.raw_connection()
+        await connection.add_listener(channel, hear)
+        self.stack.push_async_callback(connection.reset)
+        return heard
+
     async def user(self, kind: str) -> PostgresUser:
         """A connection of one of the kinds in `users`."""
         if kind == "pool":
