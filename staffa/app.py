@@ -315,19 +315,29 @@ class Staffa:
 
     # Tables.
 
-    async def migrate(self, version: int | None = None, /) -> list[Migration]:
+    async def migrate(self, version: int | None = None, /, *, args_index: bool = False) -> list[Migration]:
         """Bring the tables to a version, by default the latest; 0 removes them with all jobs.
+
+        Args:
+            version: Which one.
+            args_index: Also make an index for those who look for jobs by their arguments (`args @> '{"user": 7}'`).
+                Every change of a job pays for it. PostgreSQL only.
 
         Returns:
             The steps that were taken, or taken back, in their order.
         """
         runtime = self._runtime()
         migrations = runtime.engine.migrations
+        if args_index:
+            latest = version in (None, migrations.latest)
+            check("version", version, ok=latest, want="left out beside args_index")
+            check("args_index", True, ok=migrations.args_index is not None, want="False, for only PostgreSQL has it")
         status = await self.migration_status()
         self._checked = False
         if version is not None and version < status.version:
             return await runtime.run(migrations.down(version))
-        return await runtime.run(migrations.up(version))
+        steps = await runtime.run(migrations.up(version))
+        return [*steps, *await runtime.run(migrations.index_args())] if args_index else steps
 
     async def migration_status(self) -> MigrationStatus:
         """Which version the tables have, and which this code expects."""

@@ -37,7 +37,7 @@ SIDEWAYS = {
 }
 
 # What the edges may import: the public names, and the public submodules with what is in them.
-PUBLIC = {"errors", "telemetry", "config", "migrations", "engines"}
+PUBLIC = {"errors", "telemetry", "config", "migrations", "engines", "connections"}
 
 # Packages of others, and where they are at home. Everything else is the standard library.
 HOMES = {

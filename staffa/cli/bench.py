@@ -14,6 +14,8 @@ import click
 from staffa import Job, Staffa, job, telemetry
 from staffa.cli.render import duration, figure, print_json, print_table, say
 from staffa.cli.target import database_file, instance, json_option, url_of_file, with_database
+from staffa.connections import connections_for, parse_url
+from staffa.engines import engine_for
 
 __all__ = ["bench"]
 
@@ -58,32 +60,63 @@ class Figures:
     help="The queue's limit: jobs at once.",
 )
 @json_option
-def bench(database: str | None, count: int, limit: int, as_json: bool) -> None:
+def bench(database: str | None, prefix: str | None, count: int, limit: int, as_json: bool) -> None:
     """Measure what your database can do.
 
-    It runs on a temporary file beside yours (the same folder, so the same disk), and deletes it afterwards: your
-    jobs are neither touched nor slowed down by rows of the measurement.
+    It makes tables of its own, and takes them away afterwards: in a temporary file beside yours (the same folder, so
+    the same disk), or in a temporary schema of the same database. Your jobs are not touched.
     """
-    theirs = instance(None, url=database)
-    beside = database_file(theirs)
-    if beside is None or not beside.parent.is_dir():
-        raise click.ClickException(
-            f"expected a file in a folder that exists, got: {theirs.config.database.safe}"
+    theirs = instance(None, url=database, prefix=prefix)
+    name = f"staffa_bench_{secrets.token_hex(4)}"
+    file = _file_beside(theirs, name)
+    with asyncio.Runner(loop_factory=Staffa.loop_factory()) as runner:  # as `staffa start` runs
+        if file is not None:
+            figures = runner.run(_measure_file(file, theirs.config.database.options, count, limit))
+        else:
+            figures = runner.run(_measure_schema(theirs.config.url, name, count, limit))
+    if as_json:
+        where = {"folder": str(file.parent)} if file else {"database": theirs.config.database.safe}
+        print_json({**where, "jobs": count, "limit": limit, **asdict(figures)})
+    else:
+        where = (
+            f"{file}, a temporary file beside yours" if file else f"{theirs.database}, in a schema of its own"
         )
-    file = beside.parent / f"staffa-bench-{secrets.token_hex(4)}.db"
+        _print(figures, where, count, limit)
+
+
+def _file_beside(app: Staffa, name: str) -> Path | None:
+    """Where to measure; None on a server."""
+    file = database_file(app)
+    if file is None:
+        return None
+    if not file.parent.is_dir():
+        raise click.ClickException(
+            f"expected a file in a folder that exists, got: {app.config.database.safe}"
+        )
+    return file.parent / f"{name}.db"
+
+
+async def _measure_file(file: Path, options: Mapping[str, str], count: int, limit: int) -> Figures:
     try:
-        with asyncio.Runner(loop_factory=Staffa.loop_factory()) as runner:  # as `staffa start` runs
-            figures = runner.run(_measure(url_of_file(file, theirs.config.database.options), count, limit))
+        return await _measure(url_of_file(file, options), None, count, limit)
     finally:
         for leftover in file.parent.glob(f"{file.name}*"):
             leftover.unlink()
-    if as_json:
-        print_json({"folder": str(file.parent), "jobs": count, "limit": limit, **asdict(figures)})
-    else:
-        _print(figures, file, count, limit)
 
 
-def _print(figures: Figures, file: Path, count: int, limit: int) -> None:
+async def _measure_schema(url: str, schema: str, count: int, limit: int) -> Figures:
+    connections = connections_for(parse_url(url))
+    migrations = engine_for(connections.url.kind, schema).migrations
+    try:
+        return await _measure(url, schema, count, limit)
+    finally:
+        try:
+            await connections.run(migrations.drop_schema())
+        finally:
+            await connections.close()
+
+
+def _print(figures: Figures, where: str, count: int, limit: int) -> None:
     rows = [
         (
             "enqueue one by one",
@@ -100,7 +133,7 @@ def _print(figures: Figures, file: Path, count: int, limit: int) -> None:
         ),
     ]
     print_table(("WHAT", "RESULT", "DETAIL"), rows, right=["RESULT"])
-    say(f"measured on {file}, a temporary file beside yours; it has been deleted")
+    say(f"measured on {where}; it has been deleted")
 
 
 # Measuring.
@@ -121,9 +154,9 @@ class Stops:
                 self.done.set()
 
 
-async def _measure(url: str, count: int, limit: int) -> Figures:
+async def _measure(url: str, prefix: str | None, count: int, limit: int) -> Figures:
     queue = f"bench-{secrets.token_hex(2)}"
-    app = Staffa(url, queues={queue: limit})
+    app = Staffa(url, prefix=prefix, queues={queue: limit})
     try:
         singles = await _enqueue_singles(app, min(count, SINGLES))
         bulk = await _enqueue_bulk(app, [nothing.using(queue=queue).new() for _ in range(count)])

@@ -19,9 +19,9 @@ __all__ = ["config"]
 @click.command()
 @with_target
 @json_option
-def config(target: str | None, database: str | None, as_json: bool) -> None:
+def config(target: str | None, database: str | None, prefix: str | None, as_json: bool) -> None:
     """Show every option, its value, and where that comes from; exit code 1 when something is wrong."""
-    app, errors = _tried(target, database)
+    app, errors = _tried(target, database, prefix)
     options = {name: (_value(app, name), _source(app, name)) for name in OPTIONS} if app else {}
     warnings = list(_warnings(app))
     if as_json:
@@ -47,9 +47,9 @@ def config(target: str | None, database: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _tried(target: str | None, database: str | None) -> tuple[Staffa | None, list[str]]:
+def _tried(target: str | None, database: str | None, prefix: str | None) -> tuple[Staffa | None, list[str]]:
     try:
-        app = instance(target, url=database)
+        app = instance(target, url=database, prefix=prefix)
     except InvalidOption as error:
         return None, [named_as_set(str(problem)) for problem in error.problems]
     except click.ClickException as error:

@@ -50,6 +50,7 @@ def jobs() -> None:
 def list_jobs(
     target: str | None,
     database: str | None,
+    prefix: str | None,
     states: Sequence[str],
     queues: Sequence[str],
     workers: Sequence[str],
@@ -57,7 +58,7 @@ def list_jobs(
     as_json: bool,
 ) -> None:
     """List jobs, the newest first."""
-    app = instance(target, url=database)
+    app = instance(target, url=database, prefix=prefix)
     require_database(app)
     found = call(
         app,
@@ -83,9 +84,9 @@ def list_jobs(
 @with_database
 @with_ids
 @json_option
-def show(words: Sequence[str], database: str | None, as_json: bool) -> None:
+def show(words: Sequence[str], database: str | None, prefix: str | None, as_json: bool) -> None:
     """Show everything about a job: its arguments, its moments, its errors with their tracebacks."""
-    app, ids = _app_and_ids(words, database)
+    app, ids = _app_and_ids(words, database, prefix)
 
     async def look(app: Staffa) -> list[Job | None]:
         return [await app.get_job(id) for id in ids]
@@ -106,23 +107,25 @@ def show(words: Sequence[str], database: str | None, as_json: bool) -> None:
 @with_database
 @with_ids
 @json_option
-def cancel(words: Sequence[str], database: str | None, as_json: bool) -> None:
+def cancel(words: Sequence[str], database: str | None, prefix: str | None, as_json: bool) -> None:
     """Cancel jobs that have not finished; a running one is stopped, on whichever node it runs."""
-    _change(words, database, as_json, Staffa.cancel_job)
+    _change(words, database, prefix, as_json, Staffa.cancel_job)
 
 
 @jobs.command()
 @with_database
 @with_ids
 @json_option
-def retry(words: Sequence[str], database: str | None, as_json: bool) -> None:
+def retry(words: Sequence[str], database: str | None, prefix: str | None, as_json: bool) -> None:
     """Make jobs available again, whatever became of them, with at least one attempt left."""
-    _change(words, database, as_json, Staffa.retry_job)
+    _change(words, database, prefix, as_json, Staffa.retry_job)
 
 
-def _change(words: Sequence[str], database: str | None, as_json: bool, verb: Verb) -> None:
+def _change(
+    words: Sequence[str], database: str | None, prefix: str | None, as_json: bool, verb: Verb
+) -> None:
     """One verb on each id; exit code 1 when a job was not changed."""
-    app, ids = _app_and_ids(words, database)
+    app, ids = _app_and_ids(words, database, prefix)
 
     async def work(app: Staffa) -> list[tuple[Job | None, Job | None]]:
         changed = [await verb(app, id) for id in ids]
@@ -149,14 +152,14 @@ def _fate(new: Job | None, now: Job | None) -> str:
     return now.state if new is not None else f"left as it is, for it is {now.state} already"
 
 
-def _app_and_ids(words: Sequence[str], database: str | None) -> tuple[Staffa, list[int]]:
+def _app_and_ids(words: Sequence[str], database: str | None, prefix: str | None) -> tuple[Staffa, list[int]]:
     targets = [word for word in words if ":" in word]
     if len(targets) > 1:
         raise click.UsageError(f"expected one MODULE:APP at most, got: {', '.join(targets)}")
     ids = [_id(word) for word in words if ":" not in word]
     if not ids:
         raise click.UsageError("expected at least one job's id, got none")
-    app = instance(targets[0] if targets else None, url=database)
+    app = instance(targets[0] if targets else None, url=database, prefix=prefix)
     require_database(app)
     return app, ids
 

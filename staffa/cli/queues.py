@@ -17,9 +17,9 @@ def queues() -> None:
 @queues.command("list")
 @with_target
 @json_option
-def list_queues(target: str | None, database: str | None, as_json: bool) -> None:
+def list_queues(target: str | None, database: str | None, prefix: str | None, as_json: bool) -> None:
     """List the queues: how many jobs are in which state, and the nodes that run them."""
-    app = instance(target, url=database)
+    app = instance(target, url=database, prefix=prefix)
     require_database(app)
 
     async def look(app: Staffa) -> tuple[dict[str, dict[str, int]], list[QueueInfo]]:

@@ -28,6 +28,7 @@ __all__ = ["start"]
 def start(
     target: str | None,
     database: str | None,
+    prefix: str | None,
     queues: dict[str, Queue] | None,
     node: str | None,
     dry_run: bool,
@@ -39,7 +40,7 @@ def start(
     current folder when their jobs come. The first signal lets running jobs finish within the grace period, a
     second one puts them back at once.
     """
-    app = instance(target, url=database, queues=queues, node=node)
+    app = instance(target, url=database, prefix=prefix, queues=queues, node=node)
     _require_queues(app, target)
     if dry_run:
         say(f"everything is fine, nothing was started: {_described(app)}, tables {_tables(app)}")

@@ -24,6 +24,7 @@ __all__ = [
     "call",
     "checked_queues",
     "database_file",
+    "has_secret",
     "instance",
     "json_option",
     "named_as_set",
@@ -31,6 +32,7 @@ __all__ = [
     "script",
     "search_here",
     "url_of_file",
+    "whereabouts",
     "with_database",
     "with_target",
 ]
@@ -45,14 +47,16 @@ HERE = Path(staffa.__file__).parent
 
 
 def with_target(command: F) -> F:
-    """Give a command `[MODULE:APP]` and `--database`."""
+    """Give a command `[MODULE:APP]`, `--database` and `--prefix`."""
     return click.argument("target", required=False, metavar="[MODULE:APP]")(with_database(command))
 
 
 def with_database(command: F) -> F:
-    """Give a command `--database` alone."""
-    text = "Where the jobs are, like sqlite:///jobs.db; stronger than the code's."
-    return click.option("--database", metavar="URL", help=text)(command)
+    """Give a command `--database` and `--prefix` alone."""
+    url = "Where the jobs are, like sqlite:///jobs.db or postgresql://host/name; stronger than the code's."
+    schema = "The schema of the tables, where the database has schemas."
+    prefixed = click.option("--prefix", metavar="SCHEMA", help=schema)(command)
+    return click.option("--database", metavar="URL", help=url)(prefixed)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
@@ -112,6 +116,19 @@ def database_file(app: Staffa) -> Path | None:
 def url_of_file(file: Path, options: Mapping[str, str] | None = None) -> str:
     """The URL of a SQLite file."""
     return f"sqlite:///{quote(str(file))}{f'?{urlencode(options)}' if options else ''}"
+
+
+def whereabouts(app: Staffa) -> str:
+    """The flags that lead another command to the same tables; a URL with a password is left out, for it would be seen."""
+    url, prefix = app.config.url, app.config.prefix
+    flags = [] if has_secret(app) else ["--database", url]
+    flags += ["--prefix", prefix] if prefix else []
+    return "".join(f" {shlex.quote(flag)}" for flag in flags)
+
+
+def has_secret(app: Staffa) -> bool:
+    """Whether the URL has a password, so that it must not be printed."""
+    return app.config.database.safe != app.config.url
 
 
 def script() -> str:

@@ -131,4 +131,8 @@ def parse_url(text: str) -> URL:
 
 
 def _without_password(text: str) -> str:
-    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", text)
+    head, mark, query = text.partition("?")
+    if "@" in query and not re.search(r"@|://[^/:]*(:\d+)?/", head):  # what parts them is in the password
+        head, mark, query = text, "", ""
+    head = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", head)
+    return head + mark + re.sub(r"(?i)((?:^|&)[^=&]*password=)[^&]*", r"\1***", query)

@@ -102,12 +102,15 @@ WHERE id {any_of}SELECT {number value} FROM {each :ids i}{end_of}
 """
 
 # Is anything due, and which of our queues have something to claim? One look, for the common case of no and none.
+# The first by an index's order, compared outside: a planner that is asked whether any exists expects to meet one
+# soon, reads the table from its beginning, and meets none.
 PENDING = """
 SELECT NULL AS queue
-WHERE EXISTS (SELECT 1 FROM {jobs} WHERE state IN ('scheduled', 'retryable') AND scheduled_at <= {now})
+WHERE (SELECT scheduled_at FROM {jobs} WHERE state IN ('scheduled', 'retryable') ORDER BY scheduled_at LIMIT 1) <= {now}
 UNION ALL
 SELECT q.value FROM {each :queues q}
-WHERE EXISTS (SELECT 1 FROM {jobs} WHERE state = 'available' AND queue = q.value)
+WHERE (SELECT id FROM {jobs} WHERE state = 'available' AND queue = q.value
+    ORDER BY priority, scheduled_at, id LIMIT 1) IS NOT NULL
 """
 
 STAGE_JOBS = """
@@ -188,15 +191,13 @@ WHERE uuid = :uuid
     AND NOT EXISTS (SELECT 1 FROM {jobs} WHERE state = 'executing' AND {is_claimed_by :node :uuid})
 """
 
-# In which states anything is old enough: one look, for the common case of none.
-PRUNABLE = """
-SELECT 'completed' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'completed' AND completed_at < {before :completed})
-UNION ALL SELECT 'discarded' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'discarded' AND discarded_at < {before :discarded})
-UNION ALL SELECT 'cancelled' WHERE EXISTS (
-    SELECT 1 FROM {jobs} WHERE state = 'cancelled' AND cancelled_at < {before :cancelled})
-"""
+# In which states anything is old enough: one look, for the common case of none, by the first as above.
+_PRUNABLE = """SELECT '%(state)s' WHERE (
+    SELECT %(state)s_at FROM {jobs} WHERE state = '%(state)s' AND %(state)s_at IS NOT NULL
+    ORDER BY %(state)s_at LIMIT 1
+) < {before :%(state)s}"""
+
+PRUNABLE = "\nUNION ALL ".join(_PRUNABLE % {"state": one} for one in ("completed", "discarded", "cancelled"))
 
 _PRUNE = """
 DELETE FROM {jobs}

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from staffa.errors import SchemaError
+from staffa.errors import DatabaseError, DatabaseUnavailable, InvalidOption, SchemaError
 from staffa.options import check
 from staffa.steps import Statement, Steps, atomic
 
 if TYPE_CHECKING:
     from staffa.engines.dialect import Dialect
 
-__all__ = ["Adoption", "Existing", "Index", "Migration", "MigrationStatus", "Migrations"]
+__all__ = ["ARGS_INDEX", "Adoption", "Existing", "Index", "Migration", "MigrationStatus", "Migrations"]
 
 JOBS = "oban_jobs"
 APPLIED = "staffa_migrations"
@@ -25,6 +25,9 @@ APPLIED = "staffa_migrations"
 # The name under which the first step is noted when Oban's table was there.
 ADOPTED = "adopted"
 USABLE = "usable"
+
+# The name of the step that nobody takes unless told to.
+ARGS_INDEX = "args_index"
 
 # How often an index is begun that other nodes, which adopt the same table, have got in the way of.
 TRIES = 10
@@ -141,6 +144,7 @@ class Migrations:
         module = import_module(f"{__name__}.{dialect.name}")
         self.steps: tuple[Migration, ...] = module.MIGRATIONS
         self.adoption: Adoption | None = getattr(module, "ADOPTION", None)
+        self.args_index: Index | None = getattr(module, "ARGS_INDEX", None)
 
     @property
     def latest(self) -> int:
@@ -170,6 +174,24 @@ class Migrations:
             adopted = yield from self._adopt()
             return [*adopted, *(yield from atomic(lambda: self._up(target)))]
         return (yield from atomic(lambda: self._up(target)))
+
+    def index_args(self) -> Steps[list[Migration]]:
+        """Make the index on the arguments of jobs, while they are in use; returns it as a step if it was missing."""
+        if self.adoption is None or self.args_index is None:
+            raise InvalidOption(
+                f"there is no index on the arguments of jobs on this kind of database ({self.dialect.name}), only on "
+                "PostgreSQL",
+                option="args_index",
+            )
+        made = yield from self._index(self.adoption, self.args_index)
+        return [Migration(self.latest, ARGS_INDEX, up=(self.args_index.text,), down=())] if made else []
+
+    def drop_schema(self) -> Steps[None]:
+        """Take the schema of the prefix away with all that is in it: for one that was made to measure or to test in."""
+        check("prefix", self.dialect.prefix, ok=bool(self.dialect.prefix), want="a schema's name")
+        yield self._statement(
+            f"DROP SCHEMA IF EXISTS {self.dialect.identifier(str(self.dialect.prefix))} CASCADE"
+        )
 
     def down(self, version: int = 0) -> Steps[list[Migration]]:
         """Take back every step above `version`, the newest first; 0 removes all tables and all jobs.
@@ -223,25 +245,32 @@ class Migrations:
         )
         return [self.steps[0]] if noted else []
 
-    def _index(self, adoption: Adoption, index: Index) -> Steps[None]:
-        # Outside of a transaction, so that nobody has to wait; one that broke off is left behind invalid, and one that
-        # another node is making looks the same until it is done.
-        for _ in range(TRIES):
-            yield from atomic(lambda: self._wait(adoption))
-            rows = yield self._statement(adoption.indexes_there)
-            there = {row[0]: bool(row[1]) for row in rows}
+    def _index(self, adoption: Adoption, index: Index) -> Steps[bool]:
+        """Returns whether it had to be made."""
+        # Outside of a transaction, so that nobody has to wait; one that broke off is left behind invalid.
+        broken: DatabaseError | None = None
+        for tried in range(TRIES):
+            there = yield from atomic(lambda: self._indexes(adoption))
             if any(there.get(name) for name in (index.name, *index.like)):
-                return
-            if index.name in there:
-                yield self._statement(adoption.drop_index % {"name": index.name})
-            yield self._statement(index.text)
+                return tried > 0
+            try:
+                if index.name in there:
+                    yield self._statement(adoption.drop_index % {"name": index.name})
+                yield self._statement(index.text)
+            except DatabaseError as error:
+                if isinstance(error, DatabaseUnavailable) and not error.repeatable:
+                    raise
+                broken = error  # another node, which adopts the same table, has got in the way
+        why = broken or "something else has that name"
         raise SchemaError(
-            f"the index {index.name} could not be made: either another node is at it, too (run `staffa migrate up` "
-            "again, on one node), or something else has that name"
-        )
+            f"the index {index.name} could not be made ({why}): run `staffa migrate up` again"
+        ) from broken
 
-    def _wait(self, adoption: Adoption) -> Steps[None]:
+    def _indexes(self, adoption: Adoption) -> Steps[dict[str, bool]]:
+        """Those that are there, and whether they are valid: asked while nobody makes one, which would look invalid."""
         yield self._statement(adoption.wait)
+        rows = yield self._statement(adoption.indexes_there)
+        return {row[0]: bool(row[1]) for row in rows}
 
     def _beside(self, adoption: Adoption) -> Steps[None]:
         yield from self._begin()

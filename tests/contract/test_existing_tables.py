@@ -409,7 +409,7 @@ async def test_what_has_the_name_of_an_index_of_ours_is_left_alone_and_named(oba
     await oban.store.sql("CREATE TABLE oban_jobs_due (theirs integer)")
 
     with pytest.raises(
-        SchemaError, match=r"the index oban_jobs_due could not be made: .*something else has that name"
+        SchemaError, match=r"the index oban_jobs_due could not be made .something else has that name"
     ):
         await oban.up()
 

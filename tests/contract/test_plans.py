@@ -168,6 +168,41 @@ async def test_with_10000_rows(store: Store, check: Check, analyzed: bool) -> No
     await check(store)
 
 
+FUTURE = "2999-01-01 00:00:00.000000"
+
+
+async def looking_for_nothing_costs_nothing(store: Store) -> None:
+    """Many jobs in one queue, many scheduled, many finished, and none of them due, old, or in the queue that asks."""
+    await store.sql("UPDATE {jobs} SET queue = 'crowded', scheduled_at = {moment :at}", at=FUTURE)
+    for state in ("completed", "discarded", "cancelled"):
+        await store.sql(f"UPDATE {{jobs}} SET {state}_at = {{moment :at}} WHERE state = '{state}'", at=FUTURE)
+    ages = {"completed": 60.0, "discarded": 60.0, "cancelled": 60.0}
+
+    for analyzed in (False, True):
+        if analyzed:
+            await store.analyze()
+        [pending] = await store.statements_of(store.engine.stage_jobs(1_000, ["queue-1", "empty"]))
+        [prunable] = await store.statements_of(store.engine.prune_jobs(ages, 1_000))
+
+        for statement in (pending, prunable):
+            plan = await store.plan(statement)
+            assert not plan.scans, plan.text
+            assert not plan.sorts, plan.text
+
+
+async def test_looking_for_nothing_among_10000_rows_costs_nothing(store: Store) -> None:
+    await store.fill(COUNT)
+
+    await looking_for_nothing_costs_nothing(store)
+
+
+@pytest.mark.long
+async def test_looking_for_nothing_among_a_million_rows_costs_nothing(store: Store) -> None:
+    await store.fill(LONG_COUNT)
+
+    await looking_for_nothing_costs_nothing(store)
+
+
 @pytest.mark.long
 async def test_with_a_million_rows(store: Store) -> None:
     await store.fill(LONG_COUNT)

@@ -173,7 +173,7 @@ class SQLiteStore(Store):
         jobs = [detail for detail in details if re.match(r"(SEARCH|SCAN) oban_jobs\b", detail)]
         return Plan(
             indexes=[_index(detail) for detail in jobs],
-            scans=any(detail.startswith("SCAN") for detail in jobs),
+            scans=any(detail.startswith("SCAN") and "INDEX" not in detail for detail in jobs),
             sorts=any("TEMP B-TREE" in detail for detail in details),
             text="\n".join(details),
         )

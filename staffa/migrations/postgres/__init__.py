@@ -11,7 +11,7 @@ from dataclasses import replace
 from staffa.migrations import Adoption, Index, Migration
 from staffa.migrations.postgres.existing import look
 
-__all__ = ["ADOPTION", "MIGRATIONS"]
+__all__ = ["ADOPTION", "ARGS_INDEX", "MIGRATIONS"]
 
 NOW = "timezone('UTC', now())"
 
@@ -86,6 +86,13 @@ INDEXES = (
     ),
     # What makes two jobs the same; jobs that are not unique are not in it.
     Index("oban_jobs_unique", "ON {jobs} ((meta ->> 'unique'), state, inserted_at) WHERE meta ? 'unique'"),
+)
+
+# Oban's, for those who look for jobs by their arguments (`args @> …`). Every change of a job pays for it, so it is made
+# only when somebody asks for it.
+ARGS_INDEX = Index(
+    "oban_jobs_args_index",
+    "CREATE INDEX CONCURRENTLY IF NOT EXISTS oban_jobs_args_index ON {jobs} USING gin (args)",
 )
 
 OTHERS = (
