@@ -64,27 +64,29 @@ def bench(database: str | None, prefix: str | None, count: int, limit: int, as_j
     """Measure what your database can do.
 
     It makes tables of its own, and takes them away afterwards: in a temporary file beside yours (the same folder, so
-    the same disk), or in a temporary schema of the same database. Your jobs are not touched.
+    the same disk), or on a server in a new schema of the same database, or in the one that --prefix names, where no tables
+    may be yet. Your jobs are not touched.
     """
     theirs = instance(None, url=database, prefix=prefix)
-    name = f"staffa_bench_{secrets.token_hex(4)}"
-    file = _file_beside(theirs, name)
+    file = _file_beside(theirs)
     with asyncio.Runner(loop_factory=Staffa.loop_factory()) as runner:  # as `staffa start` runs
         if file is not None:
             figures = runner.run(_measure_file(file, theirs.config.database.options, count, limit))
         else:
-            figures = runner.run(_measure_schema(theirs.config.url, name, count, limit))
+            figures = runner.run(_measure_schema(theirs.config.url, prefix, count, limit))
     if as_json:
         where = {"folder": str(file.parent)} if file else {"database": theirs.config.database.safe}
         print_json({**where, "jobs": count, "limit": limit, **asdict(figures)})
     else:
         where = (
-            f"{file}, a temporary file beside yours" if file else f"{theirs.database}, in a schema of its own"
+            f"{file}, a temporary file beside yours; it has been deleted"
+            if file
+            else f"{theirs.database}, in tables of its own; they have been deleted"
         )
         _print(figures, where, count, limit)
 
 
-def _file_beside(app: Staffa, name: str) -> Path | None:
+def _file_beside(app: Staffa) -> Path | None:
     """Where to measure; None on a server."""
     file = database_file(app)
     if file is None:
@@ -93,7 +95,7 @@ def _file_beside(app: Staffa, name: str) -> Path | None:
         raise click.ClickException(
             f"expected a file in a folder that exists, got: {app.config.database.safe}"
         )
-    return file.parent / f"{name}.db"
+    return file.parent / f"staffa-bench-{secrets.token_hex(4)}.db"
 
 
 async def _measure_file(file: Path, options: Mapping[str, str], count: int, limit: int) -> Figures:
@@ -104,16 +106,26 @@ async def _measure_file(file: Path, options: Mapping[str, str], count: int, limi
             leftover.unlink()
 
 
-async def _measure_schema(url: str, schema: str, count: int, limit: int) -> Figures:
+async def _measure_schema(url: str, prefix: str | None, count: int, limit: int) -> Figures:
+    schema = prefix or f"staffa_bench_{secrets.token_hex(4)}"
     connections = connections_for(parse_url(url))
     migrations = engine_for(connections.url.kind, schema).migrations
     try:
-        return await _measure(url, schema, count, limit)
-    finally:
+        status = await connections.run(migrations.status())
+        if status.version or status.foreign:
+            raise click.ClickException(
+                f"expected a schema without tables of Staffa's to measure in, got: {schema!r}"
+            )
+        await connections.run(migrations.up())
         try:
-            await connections.run(migrations.drop_schema())
-        finally:
-            await connections.close()
+            return await _measure(url, schema, count, limit)
+        finally:  # a schema of theirs stays, for they may not be able to make it again
+            if prefix:
+                await connections.run(migrations.down())
+            else:
+                await connections.run(migrations.drop_schema())
+    finally:
+        await connections.close()
 
 
 def _print(figures: Figures, where: str, count: int, limit: int) -> None:
@@ -133,7 +145,7 @@ def _print(figures: Figures, where: str, count: int, limit: int) -> None:
         ),
     ]
     print_table(("WHAT", "RESULT", "DETAIL"), rows, right=["RESULT"])
-    say(f"measured on {where}; it has been deleted")
+    say(f"measured on {where}")
 
 
 # Measuring.
