@@ -21,6 +21,8 @@ LIMIT = 5_000
 class Stager(Loop):
     """One per instance. `hungry` names the queues here that would claim now."""
 
+    longest_pause = 5.0
+
     def __init__(self, runtime: Runtime, hungry: Callable[[], Sequence[str]], interval: float = 1.0) -> None:
         super().__init__(interval, "stager")
         check("stage_interval", interval, ok=interval > 0, want="positive seconds or a timedelta")

@@ -75,15 +75,12 @@ def bench(database: str | None, prefix: str | None, count: int, limit: int, as_j
         else:
             figures = runner.run(_measure_schema(theirs.config.url, prefix, count, limit))
     if as_json:
-        where = {"folder": str(file.parent)} if file else {"database": theirs.config.database.safe}
+        where = {"folder": str(file.parent)} if file else {"database": theirs.database}
         print_json({**where, "jobs": count, "limit": limit, **asdict(figures)})
+    elif file is not None:
+        _print(figures, f"{file}, a temporary file beside yours; it has been deleted", count, limit)
     else:
-        where = (
-            f"{file}, a temporary file beside yours; it has been deleted"
-            if file
-            else f"{theirs.database}, in tables of its own; they have been deleted"
-        )
-        _print(figures, where, count, limit)
+        _print(figures, f"{theirs.database}, in tables of its own; they have been deleted", count, limit)
 
 
 def _file_beside(app: Staffa) -> Path | None:

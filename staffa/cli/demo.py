@@ -7,7 +7,6 @@ middle if you like: its jobs are rescued, and the sum still holds.
 import asyncio
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import tempfile
@@ -25,7 +24,19 @@ from staffa.cli.demo_jobs import Slow, Totals, parse_file, prepare_figures, slow
 from staffa.cli.demo_workers import DemoWorkers
 from staffa.cli.progress import Progress, progress
 from staffa.cli.render import counted, duration, figure, print_json, print_pairs, print_table, say, states
-from staffa.cli.target import call, database_file, instance, json_option, script, url_of_file
+from staffa.cli.target import (
+    call,
+    database_file,
+    has_secret,
+    instance,
+    json_option,
+    script,
+    url_of_file,
+    whereabouts,
+    with_database,
+)
+from staffa.engines.dialect import DIALECTS
+from staffa.migrations import Migrations
 
 __all__ = ["demo"]
 
@@ -76,43 +87,51 @@ class Summary:
 
 
 @click.command()
-@click.option(
-    "--database", metavar="URL", help="Where the jobs go; a file in a new temporary folder unless said."
-)
+@with_database
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many files; all unless said.")
 @click.option(
-    "--keep/--no-keep", default=True, help="Keep the temporary folder to look into it, or delete it."
+    "--keep/--no-keep",
+    default=True,
+    help="Keep what the demo has made to look into it (a temporary folder, tables on a server), or delete it.",
 )
 @json_option
-def demo(database: str | None, processes: int, limit: int | None, keep: bool, as_json: bool) -> None:
-    """Parse every Python file of your standard library and site-packages, one job each."""
-    if database and not keep:
+def demo(
+    database: str | None, prefix: str | None, processes: int, limit: int | None, keep: bool, as_json: bool
+) -> None:
+    """Parse every Python file of your standard library and site-packages, one job each.
+
+    The jobs go into a file in a new temporary folder, unless --database says where; on a server, tables that are
+    missing are made.
+    """
+    given = instance(None, url=database, prefix=prefix) if database else None
+    file = database_file(given) if given else None
+    if file and not keep:
         raise click.UsageError(
-            "--no-keep deletes the demo's own temporary folder: leave it out beside --database"
+            "--no-keep deletes what the demo has made, and not your file: leave it out beside --database"
         )
-    folder = None if database else Path(tempfile.mkdtemp(prefix="staffa-demo-"))
+    if file and not file.parent.is_dir():
+        raise click.ClickException(
+            f"expected --database to be a file in a folder that exists, got: {database}"
+        )
+    temporary = None if file else Path(tempfile.mkdtemp(prefix="staffa-demo-"))
+    folder = file.parent if file else temporary
+    assert folder is not None
     try:
-        app = instance(None, url=url_of_file(folder / "jobs.db") if folder else database)
-        file = database_file(app)
-        if file is None or not file.parent.is_dir():
-            raise click.ClickException(
-                f"expected --database to be a file in a folder that exists, got: {database}"
-            )
-        summary = call(
-            app, Demo(app, file.parent, processes, source_files(limit), kept=keep, err=as_json).run
-        )
+        app = given or instance(None, url=url_of_file(folder / "jobs.db"), prefix=prefix)
+        run = Demo(app, folder, processes, source_files(limit), kept=keep, err=as_json)
+        summary = call(app, run.run)
         if as_json:
             print_json(_as_json(summary))
         else:
             _print(summary)
             if keep:
-                _print_whereabouts(summary, folder)
+                _print_whereabouts(app, summary, run.made_tables, temporary)
     finally:
-        if folder and not keep:
-            shutil.rmtree(folder)
+        if temporary and (not keep or not any(temporary.iterdir())):
+            shutil.rmtree(temporary)
     if not summary.sum_holds:
         raise SystemExit(1)
 
@@ -130,7 +149,8 @@ class Demo:
         self.err = err
         self.queue = f"demo-{secrets.token_hex(2)}"
         self.figures = folder / "figures.db"
-        self.workers = DemoWorkers(processes, app.config.url, self.queue, LIMIT, folder / "workers.log")
+        self.workers = DemoWorkers(processes, app.config, self.queue, LIMIT, folder / "workers.log")
+        self.made_tables = False
         self.interrupted = asyncio.Event()
 
     async def run(self, app: Staffa) -> Summary:
@@ -139,12 +159,21 @@ class Demo:
         Raises:
             SystemExit: It was interrupted; the message has been printed.
         """
+        await self._make_tables()
+        try:
+            return await self._run()
+        finally:
+            if not self.kept:
+                await self._remove_tables()
+
+    async def _run(self) -> Summary:
         with self._signals():
             await self._enqueue()
             bar = progress(len(self.files), err=self.err)
             started = asyncio.get_running_loop().time()
             try:
                 self.workers.start()
+                bar.note(_introduced(self.workers.pids))
                 await self._watch(bar)
                 seconds = asyncio.get_running_loop().time() - started
             finally:
@@ -154,6 +183,34 @@ class Demo:
         if self.interrupted.is_set():
             await self._give_up()
         return await self._summary(seconds)
+
+    async def _make_tables(self) -> None:
+        """On a server, where otherwise only `staffa migrate` makes them; a file has them made on first use."""
+        if database_file(self.app) is not None:
+            return
+        status = await self.app.migration_status()
+        if status.version > 0 or status.foreign:
+            status.verify()
+            return
+        await self.app.migrate()
+        self.made_tables = True
+        where = self.app.config.database.safe
+        self._say(f"there were no tables of Staffa in {where}; made them: {', '.join(_tables(self.app))}")
+        if self.kept:
+            self._say(f"to remove them again, with all jobs:{_secret(self.app)}\n  {_removal(self.app)}")
+
+    async def _remove_tables(self) -> None:
+        """Those that we have made, unless somebody else has begun to use them."""
+        if not self.made_tables:
+            return
+        others = (await self.app.count_jobs()).keys() - {self.queue}
+        nodes = [
+            info.node for info in await self.app.list_queues() if info.queue != self.queue and info.alive
+        ]
+        if others or nodes:
+            self._say("somebody else has begun to use the tables, so they stay")
+        else:
+            await self.app.migrate(0)
 
     async def _enqueue(self) -> None:
         loop = asyncio.get_running_loop()
@@ -213,17 +270,17 @@ class Demo:
         counts = (await self.app.count_jobs()).get(self.queue, {})
         self._say(f"interrupted, the workers have stopped: {states(counts)}")
         if self.kept:
-            where = self.app.config.database.safe
-            self._say(f"the jobs are in {where}; to go on with them:")
-            self._say(f"  {script()} start --database {shlex.quote(where)} --queues {self.queue}={LIMIT}")
+            self._say(
+                f"the jobs are in {self.app.config.database.safe}; to go on with them:{_secret(self.app)}"
+            )
+            self._say(f"  {script()} start{whereabouts(self.app)} --queues {self.queue}={LIMIT}")
         raise SystemExit(130)
 
     async def _summary(self, seconds: float) -> Summary:
         found = await self.app.list_jobs(queue=self.queue, limit=len(self.files) + 1)
         discarded = [job for job in found if job.state == "discarded"]
-        where = self.app.config.database.safe
         return Summary(
-            database=where,
+            database=self.app.config.database.safe,
             figures=str(self.figures),
             queue=self.queue,
             enqueued=len(self.files),
@@ -234,9 +291,7 @@ class Demo:
             errors=Counter(_kind_of_error(job) for job in discarded).most_common(),
             rescued=sum("rescued" in job.meta for job in found),
             workers_lost=self.workers.lost,
-            show=f"{script()} jobs show {discarded[0].id} --database {shlex.quote(where)}"
-            if discarded
-            else None,
+            show=f"{script()} jobs show {discarded[0].id}{whereabouts(self.app)}" if discarded else None,
         )
 
     def _say(self, text: str) -> None:
@@ -276,11 +331,35 @@ def _print(summary: Summary) -> None:
     say(f"\n{summary.sum}")
 
 
-def _print_whereabouts(summary: Summary, folder: Path | None) -> None:
+def _print_whereabouts(app: Staffa, summary: Summary, made_tables: bool, folder: Path | None) -> None:
     if summary.show:
-        say(f"\nlook at a discarded job:\n  {summary.show}")
+        say(f"\nlook at a discarded job:{_secret(app)}\n  {summary.show}")
+    if made_tables:
+        say(f"\nremove the tables, with all jobs:{_secret(app)}\n  {_removal(app)}")
     if folder:
         say(f"\nkept in {folder}; delete it when you like")
+
+
+def _introduced(pids: list[int]) -> str:
+    who = "the worker is process" if len(pids) == 1 else "the workers are the processes"
+    return f"{who} {', '.join(map(str, pids))}; kill one if you like (kill -9 {pids[0]}), and the sum still holds"
+
+
+def _tables(app: Staffa) -> list[str]:
+    """Their names, as they would be said without quotes."""
+    text = Migrations(DIALECTS[app.config.database.kind](app.config.prefix)).text()
+    return [name.replace('"', "") for name in re.findall(r"CREATE (?:UNLOGGED )?TABLE (\S+)", text)]
+
+
+def _removal(app: Staffa) -> str:
+    return f"{script()} migrate down{whereabouts(app)}"
+
+
+def _secret(app: Staffa) -> str:
+    """What is to be done before a command without its URL is pasted."""
+    if not has_secret(app):
+        return ""
+    return " (set STAFFA_DATABASE_URL to the URL first; it is not shown, for it has a password)"
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from staffa.config import Config
+
 __all__ = ["DemoWorkers"]
 
 # A worker that ends by itself cannot do its work; after so many, neither can its successors.
@@ -18,14 +20,19 @@ MAX_FAILURES = 3
 class DemoWorkers:
     """Some processes of `staffa start` on one queue; what they log goes into a file."""
 
-    def __init__(self, count: int, url: str, queue: str, limit: int, log: Path) -> None:
+    def __init__(self, count: int, config: Config, queue: str, limit: int, log: Path) -> None:
         self.log = log
         self.lost = 0
         self._count = count
         self._command = [
-            sys.executable, "-m", "staffa", "start", "--database", url, "--queues", f"{queue}={limit}",
-            "--log-level", "warning",
+            sys.executable, "-m", "staffa", "start", "--queues", f"{queue}={limit}", "--log-level", "warning",
         ]  # fmt: skip
+        # Not in the command, which everybody on the machine can see: there may be a password in it.
+        self._environment = {
+            **os.environ,
+            "STAFFA_DATABASE_URL": config.url,
+            "STAFFA_PREFIX": config.prefix or "",
+        }
         self._running: list[subprocess.Popen[bytes]] = []
         self._failures = 0
         self._stopping = False
@@ -42,7 +49,12 @@ class DemoWorkers:
                 # In a group of their own: Ctrl-C is for the demo, which then stops them gracefully.
                 self._running.append(
                     subprocess.Popen(
-                        self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+                        self._command,
+                        env=self._environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        process_group=0,
                     )
                 )
 
@@ -65,8 +77,13 @@ class DemoWorkers:
                 f"the workers end by themselves, {self._failures} of them so far; their log, {self.log}, ends with:\n"
                 f"{_tail(self.log)}"
             )
+        before = set(self.pids)
         self.start()
-        return [f"worker {process.pid} {_fate(process)}; another one takes its place" for process in dead]
+        new = [pid for pid in self.pids if pid not in before]
+        return [
+            f"worker {process.pid} {_fate(process)}; process {pid} takes its place"
+            for process, pid in zip(dead, new, strict=True)
+        ]
 
     def stop(self) -> None:
         """Ask all to stop; asked a second time, they put their jobs back at once."""

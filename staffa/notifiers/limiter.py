@@ -1,4 +1,4 @@
-"""At most one wake-up a queue in ten milliseconds, however many jobs are inserted, and none of them forgotten."""
+"""At most one wake-up a queue in a few milliseconds, however many jobs are inserted, and none of them forgotten."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ SENT_WITHIN = 1.0
 
 
 class Limiter:
-    """Says who is woken now; the others are woken by `send`, once, when their window ends.
+    """Says who is woken now; the others are woken when their window ends, by the next who asks or else by `send`.
 
     An instance can be used from several event loops, also at the same time. Each has a timer of its own, and the
     first one that rings sends all that is due: nobody waits for a loop that stands still or was closed.
@@ -34,16 +34,17 @@ class Limiter:
         self._lock = threading.Lock()
 
     def now(self, queues: Collection[str]) -> list[str]:
-        """Those whose window is open: whoever asks wakes them."""
+        """Those whose window is open: whoever asks wakes them, and says `later` for them if that fails."""
         moment = clock.monotonic()
         with self._lock:
             self._forget(moment)
-            woken = [queue for queue in queues if self._may_be_woken(queue, moment)]
+            woken = [queue for queue in queues if self._is_open(queue, moment)]
             self._woken.update(dict.fromkeys(woken, moment))
+            self._due.difference_update(woken)
         return woken
 
     def later(self, queues: Collection[str]) -> None:
-        """Wake these when the window ends: at the latest so long after this call."""
+        """Wake these when their window ends: at the latest two windows after this call."""
         if queues:
             with self._lock:
                 self._due.update(queues)
@@ -51,11 +52,7 @@ class Limiter:
 
     async def flush(self) -> None:
         """Wake at once those who wait for it."""
-        with self._lock:
-            due, self._due = self._due, set[str]()
-            self._woken.update(dict.fromkeys(due, clock.monotonic()))
-        if due:
-            await self._send(due)
+        await self._wake(clock.monotonic() + self.window)
 
     async def stop(self) -> None:
         """End every timer; what was due is forgotten unless it was flushed."""
@@ -69,8 +66,16 @@ class Limiter:
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(timer.cancel)
 
-    def _may_be_woken(self, queue: str, moment: float) -> bool:
-        return queue not in self._due and moment - self._woken.get(queue, -self.window) >= self.window
+    async def _wake(self, moment: float) -> None:
+        with self._lock:
+            due = {queue for queue in self._due if self._is_open(queue, moment)}
+            self._due -= due
+            self._woken.update(dict.fromkeys(due, clock.monotonic()))
+        if due:
+            await self._send(due)
+
+    def _is_open(self, queue: str, moment: float) -> bool:
+        return moment - self._woken.get(queue, -self.window) >= self.window
 
     def _forget(self, moment: float) -> None:
         if len(self._woken) > REMEMBERED:
@@ -87,19 +92,20 @@ class Limiter:
 
     async def _ring(self) -> None:
         try:
-            await asyncio.sleep(self.window)
+            while self._due:
+                await asyncio.sleep(self.window)
+                await self._safely(self._wake(clock.monotonic()))
         except asyncio.CancelledError:
             # Perhaps the event loop ends, as after `asyncio.run(app.enqueue(…))`: what it owes goes out first.
-            await self._flush_safely()
+            await self._safely(self.flush())
             raise
         finally:
             if asyncio.current_task() is self._timers.get(here := asyncio.get_running_loop()):
                 del self._timers[here]
-        await self._flush_safely()
 
-    async def _flush_safely(self) -> None:
+    async def _safely(self, sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(SENT_WITHIN):
-                await self.flush()
+                await sending
         except Exception as error:  # at a task's edge: the stager finds these jobs a little later
             log.warning("queues could not be woken: %s", error or type(error).__name__)

@@ -214,11 +214,15 @@ class PostgresNotifier(Service):
             ```
         """
         now = self._limiter.now(queues) if self.enabled else []
+        later = [queue for queue in queues if queue not in now]
         try:
             yield self.notice(now)
+        except BaseException:
+            later = list(queues)  # it may have been stored all the same, and others may have counted on its notice
+            raise
         finally:
             if self.enabled:
-                self._limiter.later([queue for queue in queues if queue not in now])
+                self._limiter.later(later)
             self._tell_deaf("insert", [{"queue": queue} for queue in queues])
 
     async def flush(self) -> None:

@@ -29,6 +29,7 @@ class Lifeline(Plugin):
     """
 
     leader_only: ClassVar[bool] = False
+    longest_pause = 5.0
 
     def __init__(self, *, interval: float | timedelta = 3.0, limit: int = 1_000) -> None:
         check("limit", limit, ok=limit > 0, want="a positive integer")
