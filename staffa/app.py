@@ -200,7 +200,7 @@ class Staffa:
             UnsupportedConnection: `conn` is of a kind that is not known.
         """
         with _storing([_new(job, "job")]) as new:
-            runtime = self._runtime() if conn is not None else await self._ready()
+            runtime = await self._ready(conn)
             stored = await runtime.insert(new, conn)
             stored[0]._tentative = conn is not None
             return stored[0]
@@ -223,7 +223,7 @@ class Staffa:
         if len({id(job) for job in new}) < len(new):
             raise InvalidJob("enqueue_all", [Problem("jobs", "each job once", "the same object twice")])
         with _storing(new):
-            runtime = self._runtime() if conn is not None else await self._ready()
+            runtime = await self._ready(conn)
             stored = await runtime.insert(new, conn)
             for one in stored:
                 one._tentative = conn is not None
@@ -540,10 +540,13 @@ class Staffa:
 
     # Inside.
 
-    async def _ready(self) -> Runtime:
-        """The runtime, with the tables in place: made where we may make them, else checked."""
+    async def _ready(self, conn: object = None) -> Runtime:
+        """The runtime, with the tables in place: made where we may make them, else checked.
+
+        The embedded database is not asked beside a user's connection: it would wait for the user's own transaction.
+        """
         runtime = self._runtime()
-        if not self._checked:
+        if not self._checked and (conn is None or not runtime.engine.serves_itself):
             await runtime.run(_ensured(runtime.engine))
             self._checked = True
         return runtime

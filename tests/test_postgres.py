@@ -13,6 +13,7 @@ import pytest
 from staffa import Job, Staffa, current_job, job
 from staffa.steps import Rows, Statement, Steps
 from tests.support import PostgresStore, ServerMissing, eventually
+from tests.support.oban_tables import port
 from tests.support.servers import server_needed
 
 done: list[int] = []
@@ -234,6 +235,28 @@ BEGIN RAISE 'too many notifications in the NOTIFY queue' USING ERRCODE = '54000'
 
     assert await plain.count_jobs() == {"default": {"available": 3}}
     assert any("other nodes are not told" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_first_enqueue_on_a_users_connection_knows_the_table_that_is_there(
+    make: Make, url: str
+) -> None:
+    """In the table of Oban's Python port, tags are of another type."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": "port"})
+    try:
+        await connection.execute("CREATE SCHEMA port")
+        for text in port("jsonb NOT NULL DEFAULT '[]'"):
+            await connection.execute(text)
+        await make(prefix="port").migrate()
+
+        stored = await make(prefix="port").enqueue(note.using(tags=["a"]).new(1), conn=connection)
+
+        assert (
+            await connection.fetchval("SELECT tags::text FROM port.oban_jobs WHERE id = $1", stored.id)
+            == '["a"]'
+        )
+    finally:
+        await connection.execute("DROP SCHEMA port CASCADE")
+        await connection.close()
 
 
 async def test_what_a_running_job_sees_of_itself_is_what_was_stored(make: Make) -> None:

@@ -7,7 +7,7 @@ import click
 
 from staffa import Queue, Staffa, __version__, telemetry
 from staffa.cli.render import say
-from staffa.cli.target import call, checked_queues, database_file, instance, with_target
+from staffa.cli.target import call, checked_queues, database_file, instance, told_where, with_target
 from staffa.errors import InvalidOption
 
 __all__ = ["start"]
@@ -47,7 +47,8 @@ def start(
         return
     _set_up_logging(log_level)
     click.echo(f"staffa {__version__}: {_described(app)}; Ctrl-C stops", err=True)
-    app.run()
+    with told_where(app):
+        app.run()
 
 
 def _require_queues(app: Staffa, target: str | None) -> None:
@@ -75,7 +76,8 @@ def _tables(app: Staffa) -> str:
     status = call(app, Staffa.migration_status)
     if file is not None and not status.foreign and status.version < status.latest:
         return f"will be brought from version {status.version} to {status.latest}"
-    status.verify()
+    with told_where(app):
+        status.verify()
     return f"at version {status.version}"
 
 

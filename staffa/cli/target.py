@@ -3,11 +3,13 @@
 import asyncio
 import importlib
 import os
+import re
 import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ import click
 import staffa
 from staffa import Queue, Staffa
 from staffa.config import parse_queues
-from staffa.errors import InvalidOption
+from staffa.errors import InvalidOption, SchemaError
 
 __all__ = [
     "call",
@@ -31,6 +33,7 @@ __all__ = [
     "require_database",
     "script",
     "search_here",
+    "told_where",
     "url_of_file",
     "whereabouts",
     "with_database",
@@ -104,7 +107,21 @@ def call(app: Staffa, verb: Callable[[Staffa], Awaitable[T]]) -> T:
         finally:
             await app.close()
 
-    return asyncio.run(asked())
+    with told_where(app):
+        return asyncio.run(asked())
+
+
+@contextmanager
+def told_where(app: Staffa) -> Generator[None]:
+    """A command that an error tells to run gets the flags that this one had: without them it would go elsewhere."""
+    try:
+        yield
+    except SchemaError as error:
+        flags = (
+            whereabouts(app) if "flag" in (app.config.sources["url"], app.config.sources["prefix"]) else ""
+        )
+        text = re.sub(r"`(staffa migrate \w+)`", lambda found: f"`{found[1]}{flags}`", str(error))
+        raise SchemaError(text) from error
 
 
 def database_file(app: Staffa) -> Path | None:

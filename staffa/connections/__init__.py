@@ -17,6 +17,7 @@ def connections_for(url: URL) -> Connections:
             return PostgresConnections(url)
         case _:
             raise InvalidOption(
-                f"expected url to be one like sqlite:///jobs.db or postgresql://host/name, got: {url.safe}",
+                f"expected url to be one like sqlite:///jobs.db or postgresql://host/name, got: {url.safe}; "
+                "this version does not run on MySQL or MariaDB",
                 option="url",
             )

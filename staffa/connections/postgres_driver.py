@@ -133,24 +133,50 @@ async def connect(settings: Settings, *, prepares: bool = True) -> "asyncpg.Conn
 
 
 def _refused(error: Exception, settings: Settings) -> DatabaseError | InvalidOption:
-    where, said = settings.safe, _said(error)
-    code = _code(error)
+    """Why no connection could be opened, and the next step."""
+    where, said, code = settings.safe, _said(error), _code(error)
+    if code is None:
+        return _unreached(error, settings)
+    if "pg_hba.conf" in said:
+        return DatabaseError(f"{where} does not let us in: {said}. Allow it in that file of the server's")
     if code in ("28P01", "28000"):
         return DatabaseError(
             f"{where} does not let us in: {said}. Check the user and the password in the url"
         )
     if code == "3D000":
         return DatabaseError(f"{where}: {said}. Create it (createdb …), or correct the name in the url")
-    if code is None and isinstance(error, ValueError):
+    if code in ("42704", "22023"):  # what is no option of ours or the driver's was passed on as a setting
+        known = ", ".join((*NUMBERS, "application_name", "sslmode"))
+        return InvalidOption(
+            f"the url has an option that the server refuses: {said}. There are {known}, the others of asyncpg, and the "
+            "settings of the server",
+            option="url",
+        )
+    if code == "53300":
+        return DatabaseUnavailable(
+            f"{where}: {said}. Raise max_connections of the server, or lower pool_size in the urls"
+        )
+    return translated(error, where)
+
+
+def _unreached(error: Exception, settings: Settings) -> DatabaseError | InvalidOption:
+    """The same where the server has not said anything."""
+    where, said = settings.safe, _said(error)
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        said = "the port must be a number" if "int()" in said else said
         return InvalidOption(
             f"expected url to be one that asyncpg understands, got {where}: {said}", option="url"
         )
-    if code is None and isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError):
         return DatabaseUnavailable(
             f"{where} did not answer within {settings.connect_timeout:g} s: is this the right host, and does a "
             "firewall stand between?"
         )
-    if code is None and isinstance(error, OSError):
+    if "SSL" in said:
+        return DatabaseUnavailable(
+            f"{where} could not be reached by TLS: {said}. sslmode and sslrootcert in the url say what is asked for"
+        )
+    if isinstance(error, OSError):
         return DatabaseUnavailable(
             f"{where} cannot be reached: {said}. Is the server running, and the url right?"
         )
@@ -198,14 +224,14 @@ def translated(error: Exception, where: str) -> DatabaseError:
         )
     if code in ("42P01", "3F000", "42704"):
         return SchemaError(
-            f"{said}: the tables of Staffa are missing there, run `staffa migrate up --database {where}`"
+            f"{where}: {said}. The tables of Staffa are missing there: run `staffa migrate up --database {where}`"
         )
     if code == "42703":
         return SchemaError(
-            f"{said}: the tables of Staffa are outdated, run `staffa migrate up --database {where}`"
+            f"{where}: {said}. The tables of Staffa are outdated: run `staffa migrate up --database {where}`"
         )
     if code == "42501":
-        return DatabaseError(f"{said}: grant the user of {where} the right to it")
+        return DatabaseError(f"{where}: {said}. Grant its user the right to that, or use one that has it")
     if code == QUEUE_FULL and "NOTIFY" in said:
         full = DatabaseUnavailable(
             f"{where}: {said}: some session listens, and has not ended its transaction for long"

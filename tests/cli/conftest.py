@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from staffa import Staffa, telemetry
 from staffa.cli import main
+from tests.support.servers import query, running_postgres, server_needed, with_database
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ Run = Callable[..., Result]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 Ask = Callable[[Callable[[Staffa], Awaitable[Any]]], Any]
 Eventually = Callable[..., Any]
+Sql = Callable[[str], list[Any]]
 
 TASKS = """
 from staffa import Staffa, job
@@ -100,6 +102,29 @@ def ask(project: Path) -> Ask:
         return asyncio.run(run())
 
     return asked
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database on PostgreSQL."""
+    with server_needed():
+        server = asyncio.run(running_postgres())
+    name = f"staffa_cli_{os.getpid()}"
+    asyncio.run(query(server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+    asyncio.run(query(server, f'CREATE DATABASE "{name}"'))
+    yield with_database(server, name)
+    asyncio.run(query(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+def sql(database: str) -> Sql:
+    """`sql("SELECT 1")` there; rows of a single column come as its values."""
+
+    def run(text: str) -> list[Any]:
+        rows = asyncio.run(query(database, text))
+        return [row[0] if len(row) == 1 else row for row in rows]
+
+    return run
 
 
 @pytest.fixture

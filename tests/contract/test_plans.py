@@ -4,14 +4,14 @@ A claim walks the index of what is available, in its order; an ack looks rows up
 else; what asks for the few due, running or old rows finds them by the index of just those.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from staffa.engine import Ack, JobFilter
 from staffa.steps import Steps
-from tests.support import PAST, Plan, Store, entry
+from tests.support import PAST, Plan, PostgresStore, Store, entry
 
 COUNT, LONG_COUNT = 10_000, 1_000_000
 
@@ -24,14 +24,26 @@ async def plans_of(store: Store, steps: Steps[Any]) -> list[Plan]:
     return [await store.plan(one) for one in statements if "oban_jobs" in one.text]
 
 
+def assert_found_by(store: Store, plans: Sequence[Plan], *purposes: str) -> None:
+    """Rows of jobs are found by the indexes for these purposes (or by their ids), and the table is never read whole."""
+    texts = "\n\n".join(plan.text for plan in plans)
+    found = set[str]().union(*(plan.indexes for plan in plans))
+    for purpose in purposes:
+        serving = {store.indexes.get(purpose, purpose), *store.serving.get(purpose, ())}
+        assert found & serving, f"nothing is found by {purpose}:\n{texts}"
+        found -= serving
+    assert not found, f"{found} in:\n{texts}"
+    for plan in plans:
+        assert not plan.scans, plan.text
+
+
 async def a_claim_walks_the_index_of_what_is_available_in_its_order(store: Store) -> None:
     producer = store.new_producer("queue-1")
 
     for unknown in ([], ["tests.Unknown", "tests.Gone"]):
         [plan] = await plans_of(store, store.engine.ack_and_claim(producer.beat, [], 100, unknown))
 
-        assert set(plan.indexes) == {"PRIMARY KEY", store.indexes["claim"]}, plan.text
-        assert not plan.scans, plan.text
+        assert_found_by(store, [plan], "PRIMARY KEY", "claim")
         assert not plan.sorts, plan.text
 
 
@@ -44,10 +56,8 @@ async def acks_and_a_claim_in_one_round_trip_are_found_as_each_by_itself(store: 
         for unknown in ([], ["tests.Unknown", "tests.Gone"]):
             plans = await plans_of(store, store.engine.ack_and_claim(producer.beat, acks, 100, unknown))
 
-            assert set().union(*(plan.indexes for plan in plans)) == {"PRIMARY KEY", store.indexes["claim"]}
-            for plan in plans:
-                assert not plan.scans, plan.text
-                assert not plan.sorts, plan.text
+            assert_found_by(store, plans, "PRIMARY KEY", "claim")
+            assert not any(plan.sorts for plan in plans), [plan.text for plan in plans]
 
 
 async def acks_search_by_id_and_by_no_other_index(store: Store) -> None:
@@ -61,29 +71,25 @@ async def acks_search_by_id_and_by_no_other_index(store: Store) -> None:
 
         assert len(plans) == 2  # the acks, and a look at those that were refused
         for plan in plans:
-            assert set(plan.indexes) == {"PRIMARY KEY"}, plan.text
-            assert not plan.scans, plan.text
+            assert_found_by(store, [plan], "PRIMARY KEY")
 
 
 async def the_stagers_look_and_its_work_use_the_index_of_what_is_due(store: Store) -> None:
     steps = store.engine.stage_jobs(1_000, ["queue-1", "queue-2", "empty"])
     pending, stage = await plans_of(store, steps)
 
-    assert set(pending.indexes) == {store.indexes["due"], store.indexes["claim"]}, pending.text
-    assert set(stage.indexes) == {"PRIMARY KEY", store.indexes["due"]}, stage.text
-    assert not any(plan.scans or plan.sorts for plan in (pending, stage)), (pending.text, stage.text)
+    assert_found_by(store, [pending], "due", "claim")
+    assert_found_by(store, [stage], "PRIMARY KEY", "due")
+    assert not any(plan.sorts for plan in (pending, stage)), (pending.text, stage.text)
 
 
 async def a_heartbeat_and_a_retirement_find_what_executes_by_its_index(store: Store) -> None:
     beats = [store.new_producer(f"queue-{n}").beat for n in range(5)]
-    executing = store.indexes["executing"]
-
     beating = await plans_of(store, store.engine.heartbeat(beats))
     retiring = await plans_of(store, store.engine.retire_producers(beats))
 
     for plan in (*beating, *retiring):
-        assert set(plan.indexes) == {executing}, plan.text
-        assert not plan.scans, plan.text
+        assert_found_by(store, [plan], "executing")
 
 
 async def a_rescue_finds_the_dead_producers_jobs_by_the_index_of_what_executes(store: Store) -> None:
@@ -92,9 +98,9 @@ async def a_rescue_finds_the_dead_producers_jobs_by_the_index_of_what_executes(s
 
     rescue, bury = await plans_of(store, store.engine.rescue_jobs(25, 1_000))
 
-    assert set(rescue.indexes) == {"PRIMARY KEY", store.indexes["executing"]}, rescue.text
-    assert set(bury.indexes) == {store.indexes["executing"]}, bury.text
-    assert not any(plan.scans or plan.sorts for plan in (rescue, bury)), (rescue.text, bury.text)
+    assert_found_by(store, [rescue], "PRIMARY KEY", "executing")
+    assert_found_by(store, [bury], "executing")
+    assert not any(plan.sorts for plan in (rescue, bury)), (rescue.text, bury.text)
 
 
 async def a_pruner_finds_old_jobs_of_each_state_by_its_index(store: Store) -> None:
@@ -102,13 +108,8 @@ async def a_pruner_finds_old_jobs_of_each_state_by_its_index(store: Store) -> No
 
     plans = await plans_of(store, store.engine.prune_jobs(ages, 10))
 
-    assert set().union(*(plan.indexes for plan in plans)) == {
-        "PRIMARY KEY",
-        *(store.indexes[state] for state in ages),
-    }
-    for plan in plans:
-        assert not plan.scans, plan.text
-        assert not plan.sorts, plan.text
+    assert_found_by(store, plans, "PRIMARY KEY", *ages)
+    assert not any(plan.sorts for plan in plans), [plan.text for plan in plans]
 
 
 async def one_job_is_found_by_its_id(store: Store) -> None:
@@ -122,8 +123,7 @@ async def one_job_is_found_by_its_id(store: Store) -> None:
     ):
         [plan] = await plans_of(store, steps)
 
-        assert set(plan.indexes) == {"PRIMARY KEY"}, plan.text
-        assert not plan.scans, plan.text
+        assert_found_by(store, [plan], "PRIMARY KEY")
 
 
 async def a_list_is_read_from_its_newest_end_without_sorting(store: Store) -> None:
@@ -166,6 +166,56 @@ async def test_with_10000_rows(store: Store, check: Check, analyzed: bool) -> No
         await store.analyze()
 
     await check(store)
+
+
+MAIN = "oban_jobs_state_queue_priority_scheduled_at_id_index"
+CANCELLED, DISCARDED = "oban_jobs_state_cancelled_at_index", "oban_jobs_state_discarded_at_index"
+
+# Oban's own, and for what each serves as well as ours; the other two are there for filters by args and meta.
+OBANS = {
+    MAIN: "(state, queue, priority, scheduled_at, id)",
+    CANCELLED: "(state, cancelled_at)",
+    DISCARDED: "(state, discarded_at)",
+    "oban_jobs_args_index": "USING gin (args)",
+    "oban_jobs_meta_index": "USING gin (meta)",
+}
+SERVING = {
+    "claim": {MAIN},
+    "executing": {MAIN, CANCELLED, DISCARDED},
+    "cancelled": {CANCELLED},
+    "discarded": {DISCARDED},
+}
+
+
+async def with_obans_indexes(store: PostgresStore, count: int, *, instead: bool) -> None:
+    """Beside ours, or, as on a table of Oban's that was taken into use, instead of those that they serve for."""
+    await store.fill(count)
+    for name, columns in OBANS.items():
+        await store.sql(f"CREATE INDEX {name} ON {{jobs}} {columns}")
+    if instead:
+        for purpose in ("claim", "cancelled", "discarded"):
+            await store.sql(f"DROP INDEX {store.indexes[purpose]}")
+    store.serving = SERVING
+
+    for analyzed in (False, True):
+        if analyzed:
+            await store.analyze()
+        for check in CHECKS:
+            await check(store)
+
+
+beside_or_instead = pytest.mark.parametrize("instead", [False, True], ids=["beside-ours", "instead-of-ours"])
+
+
+@beside_or_instead
+async def test_with_obans_own_indexes_and_10000_rows(postgres: PostgresStore, instead: bool) -> None:
+    await with_obans_indexes(postgres, COUNT, instead=instead)
+
+
+@pytest.mark.long
+@beside_or_instead
+async def test_with_obans_own_indexes_and_a_million_rows(postgres: PostgresStore, instead: bool) -> None:
+    await with_obans_indexes(postgres, LONG_COUNT, instead=instead)
 
 
 FUTURE = "2999-01-01 00:00:00.000000"

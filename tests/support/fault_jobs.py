@@ -4,6 +4,7 @@ A job that waits goes on when the file `GATE` is there; whoever enqueues notes i
 """
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -15,6 +16,8 @@ from tests.support.eventually import eventually
 from tests.support.process_jobs import app, note
 
 __all__ = ["brief", "brief_in_thread", "enqueue_until_told", "gated", "gated_unless_rescued"]
+
+log = logging.getLogger(__name__)
 
 LONGEST = 0.02
 
@@ -50,19 +53,17 @@ async def gated_unless_rescued(job: RunningJob) -> None:
 
 async def enqueue_until_told() -> None:
     """Enqueue without end, one job and several in turn, whatever happens to the server; the gate ends it."""
-    outages = 0
     while not _is_open():
         try:
             stored = [await app.enqueue(brief.new())]
             _acknowledge([one.id for one in stored])
             stored = await app.enqueue_all(brief_in_thread.new() for _ in range(10))
             _acknowledge([one.id for one in stored])
-        except DatabaseUnavailable:
-            outages += 1
+        except DatabaseUnavailable as error:
+            log.info("an outage: %s", error)
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.01)
     await app.close()
-    print(f"{outages} calls met an outage", flush=True)
 
 
 def _acknowledge(ids: list[int | None]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -98,6 +98,9 @@ class Store(ABC):
         **{name: f"oban_jobs_{name}" for name in ("completed", "discarded", "cancelled")},
     }
     """By what a statement should find its rows, by purpose."""
+
+    serving: Mapping[str, Collection[str]] = {}
+    """Other indexes that serve a purpose as well, where a test has made such."""
 
     odd: ClassVar[Odd]
     """What the columns of this database can hold and Staffa would never write: `odd_row`, columns of a job;
