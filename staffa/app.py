@@ -331,7 +331,12 @@ class Staffa:
         if args_index:
             latest = version in (None, migrations.latest)
             check("version", version, ok=latest, want="left out beside args_index")
-            check("args_index", True, ok=migrations.args_index is not None, want="False, for only PostgreSQL has it")
+            check(
+                "args_index",
+                True,
+                ok=migrations.args_index is not None,
+                want="False on this kind of database",
+            )
         status = await self.migration_status()
         self._checked = False
         if version is not None and version < status.version:

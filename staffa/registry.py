@@ -123,6 +123,8 @@ def leave_instance(instance: Instance) -> None:
 def instances() -> list[Instance]:
     """The instances of this process. Closed ones count only where they would make a difference: with another database."""
     everyone = list(_instances)
+    if len(everyone) == 1:
+        return everyone
     still_open = [instance for instance in everyone if instance not in _closed]
     same = len({instance.database for instance in everyone}) == 1
     return still_open if still_open and same else everyone

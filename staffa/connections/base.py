@@ -8,6 +8,7 @@ transaction a few steps are run.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -106,6 +107,7 @@ class Connections(Protocol):
         ...
 
 
+@lru_cache(maxsize=64)
 def parse_url(text: str) -> URL:
     """Take a database URL apart.
 
@@ -130,6 +132,7 @@ def parse_url(text: str) -> URL:
     return URL(text=text, kind=kind, path=unquote(parts.path[1:]), options=dict(parse_qsl(parts.query)))
 
 
+@lru_cache(maxsize=64)
 def _without_password(text: str) -> str:
     head, mark, query = text.partition("?")
     if "@" in query and not re.search(r"@|://[^/:]*(:\d+)?/", head):  # what parts them is in the password

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from staffa.errors import DatabaseError, DatabaseUnavailable, InvalidOption, SchemaError
+from staffa.errors import DatabaseError, DatabaseUnavailable, SchemaError
 from staffa.options import check
 from staffa.steps import Statement, Steps, atomic
 
@@ -177,12 +177,8 @@ class Migrations:
 
     def index_args(self) -> Steps[list[Migration]]:
         """Make the index on the arguments of jobs, while they are in use; returns it as a step if it was missing."""
-        if self.adoption is None or self.args_index is None:
-            raise InvalidOption(
-                f"there is no index on the arguments of jobs on this kind of database ({self.dialect.name}), only on "
-                "PostgreSQL",
-                option="args_index",
-            )
+        assert self.adoption is not None, "this kind of database has no such index"
+        assert self.args_index is not None
         made = yield from self._index(self.adoption, self.args_index)
         return [Migration(self.latest, ARGS_INDEX, up=(self.args_index.text,), down=())] if made else []
 
