@@ -57,6 +57,7 @@ class Heartbeat(Service):
         self._main: asyncio.AbstractEventLoop | None = None
         self._main_thread = 0
         self._woken = asyncio.Event()
+        self._wanted = False
         self._stopping = threading.Event()
         self._ponged = 0.0
 
@@ -96,6 +97,7 @@ class Heartbeat(Service):
 
     def wake(self) -> None:
         """Beat and compare now; from any thread."""
+        self._wanted = True  # for a thread that does not listen yet
         inner = self._inner
         if inner is not None:
             try:
@@ -118,8 +120,10 @@ class Heartbeat(Service):
                 self._stopping.wait(LONGEST_PAUSE)
 
     async def _serve_async(self) -> None:
-        self._inner = asyncio.get_running_loop()
         self._woken = asyncio.Event()
+        self._inner = asyncio.get_running_loop()
+        if self._wanted:
+            self._woken.set()
         watch = asyncio.create_task(self._watch_main_loop(), name="staffa ping")
         try:
             await self._beat_on()
@@ -167,6 +171,7 @@ class Heartbeat(Service):
         except TimeoutError:
             pass
         self._woken.clear()
+        self._wanted = False
 
     # One beat.
 

@@ -246,7 +246,31 @@ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_s
         return f"{column}::text" if column == "state" else column  # the others are in no index
 
 
-class MySQLDialect(Dialect):
+class _TextDialect(Dialect):
+    """Where JSON, lists and states are text in the database, too."""
+
+    def before(self, seconds: str) -> str:
+        return self.after(f"(-{seconds})")
+
+    def json(self, value: str) -> str:
+        return value
+
+    def json_list(self, value: str) -> str:
+        return value
+
+    def tag_list(self, value: str) -> str:
+        return value
+
+    def state(self, value: str) -> str:
+        return value
+
+    def each_object(self, value: str, name: str) -> str:
+        return self.each(value, name)
+
+    any_of, end_of = "IN (", ")"
+
+
+class MySQLDialect(_TextDialect):
     name = "mysql"
     quote = "`"
     collation = "utf8mb4_nopad_bin"  # MariaDB's; on MySQL the connection says utf8mb4_0900_bin
@@ -270,9 +294,6 @@ class MySQLDialect(Dialect):
     def after(self, seconds: str) -> str:
         return f"timestampadd(MICROSECOND, round(({seconds}) * 1000000), {self.now})"
 
-    def before(self, seconds: str) -> str:
-        return self.after(f"(-{seconds})")
-
     def moment(self, value: str) -> str:
         return f"CAST({value} AS datetime(6))"
 
@@ -288,23 +309,8 @@ class MySQLDialect(Dialect):
     def errors_text(self, column: str) -> str:
         return f"CAST({column} AS char)"
 
-    def json(self, value: str) -> str:
-        return value
-
-    def json_list(self, value: str) -> str:
-        return value
-
-    def tag_list(self, value: str) -> str:
-        return value
-
-    def state(self, value: str) -> str:
-        return value
-
     def each(self, value: str, name: str) -> str:
         return f"JSON_TABLE({value}, '$[*]' COLUMNS (value json PATH '$')) AS {name}"
-
-    def each_object(self, value: str, name: str) -> str:
-        return self.each(value, name)
 
     def each_pair(self, value: str, name: str) -> str:
         keys = f"JSON_TABLE(JSON_KEYS({value}), '$[*]' COLUMNS (name varchar(20) PATH '$')) AS keys_of_{name}"
@@ -347,13 +353,11 @@ class MySQLDialect(Dialect):
     def given(self, column: str) -> str:
         return f"VALUES({column})"
 
-    any_of, end_of = "IN (", ")"
-
     def opaque(self, column: str) -> str:
         return column
 
 
-class SQLiteDialect(Dialect):
+class SQLiteDialect(_TextDialect):
     """SQLite has no clock of its own: it reads the machine's, in milliseconds. So `:now` is always bound,
     from the same clock, in microseconds; the fallback serves those who run a statement by hand."""
 
@@ -379,9 +383,6 @@ class SQLiteDialect(Dialect):
             f" || printf('.%06d', {micros} % 1000000)"
         )
 
-    def before(self, seconds: str) -> str:
-        return self.after(f"(-{seconds})")
-
     def moment(self, value: str) -> str:
         return value
 
@@ -397,23 +398,8 @@ class SQLiteDialect(Dialect):
     def errors_text(self, column: str) -> str:
         return column
 
-    def json(self, value: str) -> str:
-        return value
-
-    def json_list(self, value: str) -> str:
-        return value
-
-    def tag_list(self, value: str) -> str:
-        return value
-
-    def state(self, value: str) -> str:
-        return value
-
     def each(self, value: str, name: str) -> str:
         return f"json_each({value}) AS {name}"
-
-    def each_object(self, value: str, name: str) -> str:
-        return self.each(value, name)
 
     def each_pair(self, value: str, name: str) -> str:
         return f"json_each({value}) AS {name}"
@@ -456,8 +442,6 @@ class SQLiteDialect(Dialect):
 
     def greatest(self, one: str, other: str) -> str:
         return f"max({one}, {other})"
-
-    any_of, end_of = "IN (", ")"
 
     def opaque(self, column: str) -> str:
         return f"+{column}"
