@@ -86,9 +86,10 @@ class Staffa:
         ```
 
     Args:
-        url: Where the jobs live: `sqlite:///jobs.db`. Without one it is `STAFFA_DATABASE_URL`, then the project's
-            file, then `sqlite:///staffa.db`. On SQLite, `?synchronous=normal` trades the last commits before a power
-            cut for speed, and `?busy_timeout=` says how many seconds to wait for another process's lock (10).
+        url: Where the jobs live: `sqlite:///jobs.db`, `postgresql://user@host/name`. Without one it is
+            `STAFFA_DATABASE_URL`, then the project's file, then `sqlite:///staffa.db`. On SQLite, `?synchronous=normal`
+            trades the last commits before a power cut for speed, and `?busy_timeout=` says how many seconds to wait for
+            another process's lock (10). On PostgreSQL, `?pool_size=` says how many connections there may be (10).
         queues: Limits by name, or `Queue` options; none, and the instance only enqueues.
         plugins: Plugins to run beside the queues. One of a default's class replaces it (`Lifeline`, `Pruner`);
             False runs none.
@@ -187,7 +188,7 @@ class Staffa:
 
         Args:
             job: Made by a worker's `new`, or raw.
-            conn: A connection of your own, a `sqlite3.Connection`. The job exists if and only if its transaction
+            conn: A connection of your own, a `sqlite3.Connection` or one of asyncpg's. The job exists if and only if its transaction
                 commits. An error here leaves your transaction usable.
 
         Returns:

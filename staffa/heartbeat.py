@@ -58,6 +58,8 @@ class Heartbeat(Service):
         self._main_thread = 0
         self._woken = asyncio.Event()
         self._wanted = False
+        # By producer: rows that execute under it, which it did not hold, and how many claims had begun by then.
+        self._unheld: dict[str, dict[tuple[int, str], int]] = {}
         self._stopping = threading.Event()
         self._ponged = 0.0
 
@@ -196,9 +198,13 @@ class Heartbeat(Service):
         self, connection: Any, producer: Producer, before: "_Snapshot", rows: list[Executing]
     ) -> None:
         after = _Snapshot(producer)
-        if before.claiming or after.claiming or before.claims != after.claims:
-            return  # what a claim is just bringing is not held yet
-        orphans = [row for row in rows if row.id not in before.held and row.id not in after.held]
+        held = before.held | after.held
+        unheld = {(row.id, row.token): row for row in rows if row.id not in held}
+        # What a claim is just bringing is not held yet: only when all claims have ended that had begun when a row was
+        # first seen, nobody will hold it any more. A busy queue never rests, so that may take another look.
+        known = self._unheld.get(producer.uuid, {})
+        since = self._unheld[producer.uuid] = {key: known.get(key, after.begun) for key in unheld}
+        orphans = [row for key, row in unheld.items() if before.ended >= since[key]]
         if not orphans:
             return
         acks = [Ack(row.id, row.token, "release", "available") for row in orphans]
@@ -295,13 +301,13 @@ def _named_unknown(row: ProducerRow) -> Sequence[object]:
 
 
 class _Snapshot:
-    """What a producer held, and whether a claim was under way, at one moment; read from the other thread."""
+    """Which claims a producer had begun and ended, and what it held, at one moment; read from the other thread."""
 
-    __slots__ = ("claiming", "claims", "held", "running")
+    __slots__ = ("begun", "ended", "held", "running")
 
     def __init__(self, producer: Producer) -> None:
-        self.claims = producer.claims_begun
-        self.claiming = producer.claims_begun != producer.claims_ended
+        self.begun = producer.claims_begun
+        self.ended = producer.claims_ended  # before what is held: a claim that has ended has brought its jobs
         held = tuple(producer.held.values())
         self.held = {execution.job.id for execution in held}
         self.running = [execution.job for execution in held if not execution.finished]

@@ -198,7 +198,7 @@ class Producer(Loop):
         except BaseException:
             # Nobody knows what of it was done. Acks are sent again; jobs that were claimed will be missed.
             self._finished[:0] = finished
-            self._look_now()
+            asyncio.get_running_loop().call_soon(self._look_now)  # when this claim counts as ended
             raise
 
     async def _run_or_one_by_one(self, steps: Steps[Claim], finished: list[Finished]) -> Claim:

@@ -14,6 +14,8 @@ What a block means, by its language:
   block ends and the lines below it have come, it gets a SIGTERM and must exit with 0.
 * `toml`: written to the file that its first line names.
 * `text`: right below a `python` block, what that must have printed. Elsewhere it is only read, and so is `json`.
+
+`postgresql://app@db.example.com/shop` stands for a database on PostgreSQL: a page that names it gets an empty one.
 """
 
 import ast
@@ -28,7 +30,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -52,6 +54,9 @@ SKIPPED: Mapping[str, str] = {
     "cd ": "a page stays in its folder",
     "scripts/": "they have runs of their own, and this is one of them",
 }
+
+# What the pages call their database on PostgreSQL, and the variable with the URL of the one that it stands for.
+DATABASE, STANDS_FOR = "postgresql://app@db.example.com/shop", "STAFFA_TEST_DOCS_URL"
 
 # Seconds: for a command, and for what a running instance is expected to print.
 COMMAND_TAKES, STARTING_TAKES = 120.0, 60.0
@@ -160,6 +165,32 @@ async def test_what_is_broken_is_noticed(what: str, tmp_path: Path, monkeypatch:
 def run_in_process(pages: Sequence[Path], folder: Path) -> None:
     said = {name: value for name, value in os.environ.items() if not name.startswith("STAFFA_")}
     said.pop("DATABASE_URL", None)
+    if any(DATABASE in block.code for page in pages for block in blocks(page.read_text())):
+        with fresh_database() as url:
+            run_with(pages, folder, {**said, STANDS_FOR: url})
+    else:
+        run_with(pages, folder, said)
+
+
+@contextlib.contextmanager
+def fresh_database() -> Generator[str]:
+    """An empty one, for a page."""
+    # Here, for where this file runs as a script there is no package `tests`.
+    from tests.support.servers import query, running_postgres, server_needed, with_database
+
+    with server_needed():
+        server = asyncio.run(running_postgres())
+    name = f"staffa_docs_{os.getpid()}"
+    drop = f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
+    asyncio.run(query(server, drop))
+    asyncio.run(query(server, f'CREATE DATABASE "{name}"'))
+    try:
+        yield with_database(server, name)
+    finally:
+        asyncio.run(query(server, drop))
+
+
+def run_with(pages: Sequence[Path], folder: Path, said: Mapping[str, str]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), said.get("PATH", "")])
     process = subprocess.run(
         [sys.executable, "-P", "-W", "error", __file__, *map(str, pages)],
@@ -227,6 +258,12 @@ def until_fence(lines: Iterable[tuple[int, str]], opened: int) -> Iterator[str]:
     raise Wrong(f"line {opened}: this block has no end")
 
 
+def with_real_database(text: str) -> str:
+    """The page's text, its database one that is there."""
+    url = os.environ.get(STANDS_FOR, DATABASE)
+    return text.replace(f"{DATABASE}?", f"{url}{'&' if '?' in url else '?'}").replace(DATABASE, url)
+
+
 class Page:
     """Runs the blocks of a page in the present folder."""
 
@@ -237,7 +274,7 @@ class Page:
 
     async def run(self) -> None:
         """All of them."""
-        for block in blocks(self.path.read_text()):
+        for block in blocks(with_real_database(self.path.read_text())):
             try:
                 await self._run_block(block)
             except Wrong as wrong:

@@ -4,17 +4,18 @@ import asyncio
 import gc
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from staffa import Job, Lifeline, Staffa, clock, heartbeat, job, telemetry
-from staffa.engine import Beat
+from staffa.engine import Beat, Beaten
 from staffa.heartbeat import Heartbeat
 from staffa.producer import Producer
 from staffa.runtime import Pulse
+from staffa.steps import Steps
 from tests.support import eventually
 
 running = 0
@@ -142,6 +143,27 @@ async def test_a_claim_whose_answer_was_lost_goes_back_without_costing_the_attem
 
         assert look(path, "SELECT attempt, state FROM oban_jobs") == [(1, "executing")]
         assert stored.id in producer.held
+
+
+async def test_a_claim_whose_answer_was_lost_goes_back_though_the_queue_never_rests__case_69(
+    app: Staffa, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with app:
+        producer = producer_of(app)
+        producer.paused = True
+        real = producer.runtime.engine.heartbeat
+
+        def busy(beats: Sequence[Beat]) -> Steps[Beaten]:
+            producer.claims_begun += 1  # during every beat a claim comes and goes
+            producer.claims_ended += 1
+            return (yield from real(beats))
+
+        monkeypatch.setattr(producer.runtime.engine, "heartbeat", busy)
+        await wait.enqueue()
+        claim = producer.runtime.engine.ack_and_claim(producer.beat(), [], 1)
+        assert len((await producer.runtime.run(claim)).jobs) == 1
+
+        await eventually(lambda: look(path, "SELECT state, attempt FROM oban_jobs") == [("available", 0)])
 
 
 async def test_a_job_cancelled_by_another_process_is_interrupted_by_the_next_beat(

@@ -11,7 +11,7 @@ from staffa import Queue, Staffa
 from staffa.cli.render import duration, print_json, print_table
 from staffa.cli.target import database_file, instance, json_option, named_as_set, with_target
 from staffa.config import ENVIRONMENT, OPTIONS
-from staffa.errors import InvalidOption
+from staffa.errors import InvalidOption, MissingExtra
 
 __all__ = ["config"]
 
@@ -54,6 +54,8 @@ def _tried(target: str | None, database: str | None, prefix: str | None) -> tupl
         return None, [named_as_set(str(problem)) for problem in error.problems]
     except click.ClickException as error:
         return None, [error.format_message()]
+    except MissingExtra as error:
+        return None, [str(error)]
     file = database_file(app)
     if file is not None and not file.parent.is_dir():
         return app, [f"url: there is no folder {file.parent} for the database file; make it first"]

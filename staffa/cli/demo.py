@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from staffa import Job, Staffa
+from staffa import DatabaseUnavailable, Job, Staffa
 from staffa.cli.demo_jobs import Slow, Totals, parse_file, prepare_figures, slowest, source_files, totals
 from staffa.cli.demo_workers import DemoWorkers
 from staffa.cli.progress import Progress, progress
@@ -46,7 +46,7 @@ FINAL = ("completed", "discarded", "cancelled")
 LIMIT = 8
 
 # Seconds.
-LOOK_EVERY, HINT_AFTER, PATIENCE = 0.25, 5.0, 20.0
+LOOK_EVERY, HINT_AFTER, PATIENCE, AWAY = 0.25, 5.0, 20.0, 120.0
 
 SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
@@ -228,7 +228,7 @@ class Demo:
         loop = asyncio.get_running_loop()
         moved_at, before, waiting = loop.time(), -1, False
         while not self.interrupted.is_set():
-            counts = (await self.app.count_jobs()).get(self.queue, {})
+            counts = await self._counts(bar)
             done = sum(counts.get(state, 0) for state in FINAL)
             bar.update(done, counts)
             if done == sum(counts.values()):
@@ -242,6 +242,22 @@ class Demo:
                 bar.note(HINT)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.interrupted.wait(), LOOK_EVERY)
+
+    async def _counts(self, bar: Progress) -> dict[str, int]:
+        """How many jobs are in which state; a server that is away for a while, as in a restart, is waited for."""
+        loop = asyncio.get_running_loop()
+        began, told = loop.time(), False
+        while True:
+            try:
+                return (await self.app.count_jobs()).get(self.queue, {})
+            except DatabaseUnavailable as error:
+                if loop.time() - began > AWAY or self.interrupted.is_set():
+                    raise
+                if not told:
+                    bar.note(f"{error}; trying again until it is back")
+                told = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.interrupted.wait(), 2.0)
 
     @contextmanager
     def _signals(self) -> Generator[None]:

@@ -40,7 +40,8 @@ async def greet(name: str) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a `tasks.py`, and nothing said about Staffa in the environment."""
-    for name in ("DATABASE_URL", "STAFFA_DATABASE_URL", *(n for n in os.environ if n.startswith("STAFFA_"))):
+    ours = [name for name in os.environ if name.startswith("STAFFA_") and not name.startswith("STAFFA_TEST_")]
+    for name in ("DATABASE_URL", "STAFFA_DATABASE_URL", *ours):
         monkeypatch.setenv(name, "")  # so that it is put back, whatever the command line does to it
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from staffa.errors import DatabaseUnavailable
 from tests.support.eventually import eventually
 from tests.support.process_jobs import app, note
 
-__all__ = ["brief", "brief_in_thread", "enqueue_until_told", "gated", "gated_unless_rescued"]
+__all__ = ["brief", "brief_in_thread", "enqueue_until_told", "gated", "gated_twice", "gated_unless_rescued"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,14 @@ async def gated_unless_rescued(job: RunningJob) -> None:
     note("end", job)
 
 
+@job
+async def gated_twice(job: RunningJob) -> None:
+    """Waits for one gate the first time, and for another when it was rescued."""
+    note("begin", job)
+    await _gate("2" if "rescued" in job.meta else "")
+    note("end", job)
+
+
 async def enqueue_until_told() -> None:
     """Enqueue without end, one job and several in turn, whatever happens to the server; the gate ends it."""
     while not _is_open():
@@ -71,9 +79,9 @@ def _acknowledge(ids: list[int | None]) -> None:
         file.write("".join(f"{id}\n" for id in ids))
 
 
-def _is_open() -> bool:
-    return Path(os.environ["GATE"]).exists()
+def _is_open(which: str = "") -> bool:
+    return Path(os.environ["GATE"] + which).exists()
 
 
-async def _gate() -> None:
-    await eventually(_is_open, timeout=600)
+async def _gate(which: str = "") -> None:
+    await eventually(lambda: _is_open(which), timeout=600)

@@ -71,9 +71,9 @@ class Scene:
         for process in self.processes:
             process.kill()
 
-    def open_gate(self) -> None:
+    def open_gate(self, which: str = "") -> None:
         """Let gated jobs end, and those who enqueue without end."""
-        self.gate.touch()
+        self.gate.with_name(self.gate.name + which).touch()
 
     # What there is.
 
