@@ -35,6 +35,7 @@ from staffa.producer import Producer, Queue
 from staffa.registry import enter_instance, forget_instance, leave_instance, register_instance
 from staffa.runners import ThreadRunner
 from staffa.runtime import Runtime
+from staffa.service import Service
 from staffa.signals import StopSignals
 from staffa.stager import Stager
 from staffa.steps import Steps
@@ -498,9 +499,10 @@ class Staffa:
             os._exit(0)
 
     async def _start_services(self, runtime: Runtime, stack: AsyncExitStack) -> None:
-        """Started in this order, stopped in reverse: the heartbeat lasts until the last job."""
+        """Started in this order, stopped in reverse, what works together: the heartbeat lasts until the last job."""
         await self._start_one(stack, runtime.notifier)
         await self._start_one(stack, runtime.peer)
+        working: list[Service] = []
         if self.config.queues:
             heartbeat = Heartbeat(runtime, lambda: list(self._producers.values()))
             threads = ThreadRunner(f"staffa {self.name}")
@@ -508,19 +510,17 @@ class Staffa:
             self._producers = self._make_producers(runtime, Executor(runtime, threads), heartbeat)
             stack.callback(self._producers.clear)
             await self._start_one(stack, heartbeat)
-            producers = list(self._producers.values())
-            stack.push_async_callback(_stop_all, producers)
-            for producer in producers:
-                await producer.start()
+        stack.push_async_callback(_stop_all, working)
         stager = Stager(runtime, self._hungry, self.config.stage_interval)
-        await self._start_one(stack, stager)
+        for plugin in self.plugins:
+            plugin.bind(runtime)
+        for service in (*self._producers.values(), stager, *self.plugins):
+            working.append(service)
+            await service.start()
         unwatch = runtime.connections.watch(stager.wake_from_anywhere)
         if unwatch is not None:
             stack.callback(unwatch)
         stack.callback(runtime.notifier.on_gap(stager.wake))
-        for plugin in self.plugins:
-            plugin.bind(runtime)
-            await self._start_one(stack, plugin)
 
     async def _start_one(self, stack: AsyncExitStack, service: Any) -> None:
         await service.start()
@@ -596,8 +596,12 @@ class Staffa:
         return f"<Staffa {self.name!r} {self.config.database.safe}{' running' if self.running else ''}>"
 
 
-async def _stop_all(producers: Sequence[Producer]) -> None:
-    await asyncio.gather(*(producer.stop() for producer in producers))
+async def _stop_all(services: Sequence[Service]) -> None:
+    """At once, for each may have to wait for a database that does not answer."""
+    ended = await asyncio.gather(*(service.stop() for service in services), return_exceptions=True)
+    for service, error in zip(services, ended, strict=True):
+        if isinstance(error, BaseException):
+            log.error("%s could not be stopped in order", service.name, exc_info=error)
 
 
 def _ensured(engine: Engine) -> Steps[None]:

@@ -38,6 +38,9 @@ LONGEST_GAP = 2 * BEAT_EVERY
 # After a beat that failed. Rescuers wait BEAT_EVERY after such a time, so every node must be back sooner.
 LONGEST_PAUSE = 1.0
 
+# Seconds that a stop leaves to a beat that is under way, and to the deletion of our rows.
+END_WITHIN = 5.0
+
 PING_EVERY, BLOCKED_AFTER = 0.5, 1.0
 
 
@@ -88,14 +91,17 @@ class Heartbeat(Service):
             return
         self._stopping.set()
         self.wake()
-        await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        await asyncio.get_running_loop().run_in_executor(None, thread.join, END_WITHIN)
         self.runtime.pulse.stops()
+        retire = self.runtime.engine.retire_producers([one.beat() for one in self._producers()])
         try:
-            await self.runtime.run(
-                self.runtime.engine.retire_producers([one.beat() for one in self._producers()])
+            async with asyncio.timeout(END_WITHIN):
+                await self.runtime.run(retire)
+        except (DatabaseError, TimeoutError) as error:
+            log.warning(
+                "this node's rows stay behind, until another node clears them away: %s",
+                str(error) or "the database did not answer in time",
             )
-        except DatabaseError as error:
-            log.warning("this node's rows stay behind, until another node clears them away: %s", error)
 
     def wake(self) -> None:
         """Beat and compare now; from any thread."""

@@ -32,6 +32,9 @@ MAX_CLAIM = 1_000
 # A node that has not beaten for so many seconds claims nothing: its jobs are about to be taken from it.
 CLAIM_WITHIN = 12.0
 
+# Seconds that a stop leaves to the database for the last outcomes.
+STORE_WITHIN = 5.0
+
 # Seconds between two looks at the queue when nobody wakes the producer: the net under lost messages.
 REFRESH = 60.0
 
@@ -406,15 +409,20 @@ class Producer(Loop):
 
     async def _flush(self) -> None:
         """Store what came in last."""
-        await asyncio.gather(*self._immediate, return_exceptions=True)
+        if self._immediate:
+            await asyncio.wait(self._immediate, timeout=STORE_WITHIN)
         finished, self._finished = self._finished, []
         if finished:
             try:
-                self._stored(finished, await self._one_by_one(finished))
-            except DatabaseError as error:
+                async with asyncio.timeout(STORE_WITHIN):
+                    self._stored(finished, await self._one_by_one(finished))
+            except (DatabaseError, TimeoutError) as error:
                 self._unstored = [one.execution.job.id for one in finished]
                 log.error(
-                    "queue %s: the outcomes of %s could not be stored: %s", self.queue, self._unstored, error
+                    "queue %s: the outcomes of %s could not be stored: %s",
+                    self.queue,
+                    self._unstored,
+                    str(error) or "the database did not answer in time",
                 )
 
     def _report_shutdown(self, elapsed: float, orphaned: list[int]) -> None:

@@ -215,9 +215,9 @@ class Demo:
     async def _enqueue(self) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        prepare_figures(self.figures)
         made = parse_file.using(queue=self.queue)
         await self.app.enqueue_all(made.new(path, str(self.figures)) for path in self.files)
+        prepare_figures(self.figures)
         self._say(
             f"enqueued {counted(len(self.files), 'job')} in {duration(loop.time() - started)}, one for each Python file; "
             f"{counted(self.processes, 'worker')} of {LIMIT} jobs at once perform them"

@@ -108,4 +108,4 @@ class Limiter:
             async with asyncio.timeout(SENT_WITHIN):
                 await sending
         except Exception as error:  # at a task's edge: the stager finds these jobs a little later
-            log.warning("queues could not be woken: %s", error or type(error).__name__)
+            log.warning("queues could not be woken: %s", str(error) or type(error).__name__)

@@ -218,7 +218,9 @@ class PostgresNotifier(Service):
         try:
             yield self.notice(now)
         except BaseException:
-            later = list(queues)  # it may have been stored all the same, and others may have counted on its notice
+            later = list(
+                queues
+            )  # it may have been stored all the same, and others may have counted on its notice
             raise
         finally:
             if self.enabled:
@@ -254,7 +256,7 @@ class PostgresNotifier(Service):
             async with asyncio.timeout(self.stop_within):
                 await self.flush()
         except Exception as error:  # whatever it is, the rest must be stopped
-            log.warning("queues were not woken once more: %s", error or type(error).__name__)
+            log.warning("queues were not woken once more: %s", str(error) or type(error).__name__)
         await self._limiter.stop()
         await super().stop()
 
@@ -281,7 +283,7 @@ class PostgresNotifier(Service):
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 level = logging.DEBUG if self._failures else logging.WARNING
-                log.log(level, "%s cannot listen: %s", self.instance, error or type(error).__name__)
+                log.log(level, "%s cannot listen: %s", self.instance, str(error) or type(error).__name__)
             deaf = self._silences >= DEAF_AFTER
             self._switch("polling" if deaf else "reconnecting")
             self._settled.set()
@@ -360,7 +362,7 @@ class PostgresNotifier(Service):
             async with asyncio.timeout(self.send_within):
                 await self._send(channel_name(self.prefix, "staffa_ping"), [encode({"token": token})])
         except Exception as error:  # as when the database is away
-            log.debug("%s cannot ping itself: %s", self.instance, error or type(error).__name__)
+            log.debug("%s cannot ping itself: %s", self.instance, str(error) or type(error).__name__)
             return False
         await self._until(lambda: line.lost or line.pong == token, self.pong_within)
         if line.pong == token:
