@@ -518,6 +518,7 @@ async def _wait_for_locks(scene: Scene, backends: int) -> bool:
 # A network in which bytes vanish.
 
 
+@long
 async def test_late_acks_of_a_node_that_was_cut_off_change_nothing__case_1_and_29(scene: Scene) -> None:
     """Neither those of jobs that others have done meanwhile, nor those of jobs that others are just doing."""
     with Proxy(scene.server.url) as proxy:
@@ -728,6 +729,7 @@ async def test_a_user_who_sits_in_a_transaction_stops_nobody(scene: Scene, make:
 # A pooler between.
 
 
+@long
 async def test_everything_works_behind_pgbouncer_with_nothing_but_the_url__case_36(
     scene: Scene, bouncer: PgBouncer, make: Make
 ) -> None:
