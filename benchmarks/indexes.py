@@ -6,7 +6,6 @@ is the time of the statement that wants it, on a table with many finished rows, 
 """
 
 import argparse
-import asyncio
 import os
 import statistics
 import sys
@@ -27,7 +26,9 @@ from staffa.migrations.postgres import INDEXES
 from staffa.steps import Steps
 
 OBANS = {
-    "Oban's (state, queue, priority, scheduled_at, id)": ("CREATE INDEX extra ON oban_jobs (state, queue, priority, scheduled_at, id)",),
+    "Oban's (state, queue, priority, scheduled_at, id)": (
+        "CREATE INDEX extra ON oban_jobs (state, queue, priority, scheduled_at, id)",
+    ),
     "Oban's two GIN (args; meta)": (
         "CREATE INDEX extra ON oban_jobs USING gin (args)",
         "CREATE INDEX extra_2 ON oban_jobs USING gin (meta)",
@@ -61,7 +62,9 @@ class Bench:
         )
         log, spent = await self.log(), cpu(pid)
         for _ in range(jobs // 1_000):
-            await self.run(self.engine.insert_jobs([Job(worker="bench", args={"n": n}) for n in range(1_000)]))
+            await self.run(
+                self.engine.insert_jobs([Job(worker="bench", args={"n": n}) for n in range(1_000)])
+            )
         beat = Beat(str(uuid.uuid4()), "bench", "bench", "default", {})
         acks: list[Ack] = []
         while True:
@@ -109,23 +112,32 @@ def cpu(pid: int) -> float:
 def wanting(engine: Engine) -> dict[str, Callable[[], Steps[Any]]]:
     """The statement that wants each index."""
     beat = Beat(str(uuid.uuid4()), "bench", "bench", "default", {})
-    ages = {state: 3600.0 for state in ("completed", "discarded", "cancelled")}
+    ages = dict.fromkeys(("completed", "discarded", "cancelled"), 3600.0)
     return {
         "oban_jobs_available": lambda: engine.ack_and_claim(beat._replace(queue="empty"), [], 100),
         "oban_jobs_due": lambda: engine.stage_jobs(5_000, []),
         "oban_jobs_executing": lambda: engine.heartbeat([beat]),
-        **{f"oban_jobs_{state}": lambda state=state: engine.prune_jobs({state: ages[state]}, 10) for state in ages},
+        **{
+            f"oban_jobs_{state}": lambda state=state: engine.prune_jobs({state: ages[state]}, 10)
+            for state in ages
+        },
     }
 
 
 async def costs(bench: Bench, jobs: int, reps: int) -> list[str]:
     """One line an index: the life of a job with and without it."""
-    texts = {index.name: f"CREATE INDEX {index.name} {index.text.replace('{jobs}', 'oban_jobs')}" for index in INDEXES}
+    texts = {
+        index.name: f"CREATE INDEX {index.name} {index.text.replace('{jobs}', 'oban_jobs')}"
+        for index in INDEXES
+    }
     changes: dict[str, tuple[Sequence[str], Sequence[str]]] = {"all of Staffa's indexes": ((), ())}
     for name, text in texts.items():
         changes[f"without {name}"] = ((f"DROP INDEX {name}",), (text,))
     for name, extra in OBANS.items():
-        changes[f"with {name} besides"] = (extra, ("DROP INDEX IF EXISTS extra", "DROP INDEX IF EXISTS extra_2"))
+        changes[f"with {name} besides"] = (
+            extra,
+            ("DROP INDEX IF EXISTS extra", "DROP INDEX IF EXISTS extra_2"),
+        )
     lives: dict[str, list[tuple[float, float]]] = {name: [] for name in changes}
     for _ in range(reps):
         for name, (before, after) in changes.items():
@@ -142,7 +154,10 @@ async def costs(bench: Bench, jobs: int, reps: int) -> list[str]:
 async def gains(bench: Bench, rows: int) -> list[str]:
     """One line an index: the statement that wants it, with and without it."""
     await bench.fill(rows)
-    texts = {index.name: f"CREATE INDEX {index.name} {index.text.replace('{jobs}', 'oban_jobs')}" for index in INDEXES}
+    texts = {
+        index.name: f"CREATE INDEX {index.name} {index.text.replace('{jobs}', 'oban_jobs')}"
+        for index in INDEXES
+    }
     lines = [f"| index | its statement, ms, {rows:,} rows | without it |", "|---|--:|--:|"]
     for name, make in wanting(bench.engine).items():
         with_it = await bench.milliseconds(make)
@@ -160,7 +175,9 @@ async def measured(url: str, jobs: int, rows: int, reps: int) -> None:
     try:
         own = parse_url(f"{url.rpartition('/')[0]}/{name}?pool_size=1")
         connections, engine = connections_for(own), engine_for("postgres")
-        onlooker = await asyncpg.connect(f"{url.rpartition('/')[0]}/{name}", server_settings={"application_name": "onlooker"})
+        onlooker = await asyncpg.connect(
+            f"{url.rpartition('/')[0]}/{name}", server_settings={"application_name": "onlooker"}
+        )
         bench = Bench(connections, engine, onlooker)
         await bench.run(engine.migrations.up())
         # The server's autovacuum would take part where it likes.
@@ -178,7 +195,9 @@ async def measured(url: str, jobs: int, rows: int, reps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes", description=sys.modules[__name__].__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.indexes", description=sys.modules[__name__].__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("database", metavar="URL")
     parser.add_argument("--jobs", type=int, default=20_000)
