@@ -5,7 +5,7 @@ import logging
 from typing import Any, Self
 
 from staffa import backoff, telemetry
-from staffa.errors import DatabaseUnavailable
+from staffa.errors import DatabaseError
 
 __all__ = ["Loop", "Service"]
 
@@ -200,4 +200,5 @@ def _is_cancelled() -> bool:
 
 
 def _unexpected(error: BaseException) -> bool:
-    return not isinstance(error, DatabaseUnavailable)
+    """Whether only its traceback says what went wrong; what a database refuses is a sentence."""
+    return not isinstance(error, DatabaseError)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from staffa import telemetry
-from staffa.errors import DatabaseUnavailable
+from staffa.errors import DatabaseError, DatabaseUnavailable
 from staffa.service import Loop, Service
 from tests.support import eventually
 
@@ -230,8 +230,11 @@ async def test_a_tick_that_fails_is_logged_with_its_traceback_and_the_loop_goes_
     assert failures[0].exc_info
 
 
-async def test_an_unavailable_database_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    async with Ticker(failing(1, lambda: DatabaseUnavailable("locked"))) as ticker:
+@pytest.mark.parametrize("kind", [DatabaseUnavailable, DatabaseError])
+async def test_what_a_database_refuses_is_logged_in_one_line(
+    kind: type[DatabaseError], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Ticker(failing(1, lambda: kind("locked"))) as ticker:
         await eventually(after(ticker, 1))
 
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
