@@ -131,6 +131,7 @@ class Staffa:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._starters = 0  # who called for the present start, and did not give up
         self._entered = 0
         self._producers: dict[str, Producer] = {}
         self._started_at = 0.0
@@ -373,17 +374,35 @@ class Staffa:
             DatabaseError: The database cannot be used; nothing has been started.
         """
         self._forget_dead_loop()
-        if self._stopping is not None:
-            await asyncio.shield(self._stopping)
+        while (ending := self._ending()) is not None:
+            await asyncio.wait([ending])
         if self._starting is None and self._stack is None:
+            self._starters = 0
             self._starting = asyncio.create_task(self._start_up(), name="staffa start")
+            self._starting.add_done_callback(self._has_started)
         if self._starting is not None:
-            starting = self._starting
-            try:
-                await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                starting.cancel()  # what it has started so far is stopped again
-                raise
+            await self._share(self._starting)
+
+    async def _share(self, starting: asyncio.Task[None]) -> None:
+        """Wait for a start that others may wait for as well; the last one to give up undoes it."""
+        self._starters += 1
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._starters -= 1
+            if not self._starters and not starting.cancel():
+                self._begin_stop()  # it was done, but nobody has seen that
+            raise
+
+    def _ending(self) -> asyncio.Task[None] | None:
+        """What must be over before a start begins: a stop, or a start that everybody has given up."""
+        if self._starting is not None and self._starting.cancelling():
+            return self._starting
+        return self._stopping
+
+    def _has_started(self, starting: asyncio.Task[None]) -> None:
+        if self._starting is starting:
+            self._starting = None
 
     async def stop(self) -> None:
         """Stop: claim no more, let jobs finish within the grace period, put the rest back. A second stop does nothing.
@@ -392,11 +411,14 @@ class Staffa:
         """
         self._forget_dead_loop()
         if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
-        if self._stopping is None and self._stack is not None:
-            self._stopping = asyncio.create_task(self._tear_down(self._stack), name="staffa stop")
+            await asyncio.wait([self._starting])
+        self._begin_stop()
         if self._stopping is not None:
             await asyncio.shield(self._stopping)
+
+    def _begin_stop(self) -> None:
+        if self._stopping is None and self._stack is not None:
+            self._stopping = asyncio.create_task(self._tear_down(self._stack), name="staffa stop")
 
     async def close(self) -> None:
         """Stop if it runs, and give up its database connections; they open again when it is used again."""
@@ -416,8 +438,6 @@ class Staffa:
         except BaseException:
             await stack.aclose()
             raise
-        finally:
-            self._starting = None
         self._stack, self._loop = stack, asyncio.get_running_loop()
         self._started_at = clock.monotonic()
         enter_instance(self)

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
 
 from staffa import backoff, clock, telemetry
 from staffa.connections import Dedicated
-from staffa.engine import Ack, Beaten, Executing, ProducerRow
-from staffa.errors import DatabaseError
+from staffa.engine import Ack, Beaten, Executing, Lost, ProducerRow
+from staffa.errors import DatabaseError, DatabaseUnavailable
 from staffa.executor import StopReason, describe
 from staffa.jobs import RunningJob
 from staffa.producer import Producer
@@ -63,6 +63,8 @@ class Heartbeat(Service):
         self._wanted = False
         # By producer: rows that execute under it, which it did not hold, and how many claims had begun by then.
         self._unheld: dict[str, dict[tuple[int, str], int]] = {}
+        # By producer: rows that could not be given back, of which the log has been told.
+        self._told: dict[str, set[tuple[int, str]]] = {}
         self._stopping = threading.Event()
         self._ponged = 0.0
 
@@ -190,8 +192,25 @@ class Heartbeat(Service):
         before = {one.uuid: _Snapshot(one) for one in producers}
         beats = [one.beat() for one in producers]
         beaten: Beaten = await connection.run(self.runtime.engine.heartbeat(beats))
-        executing = beaten.executing
         self.runtime.pulse.beats(clock.from_text(beaten.now).timestamp(), LONGEST_GAP)
+        try:
+            await self._compare(connection, producers, before, beaten.executing)
+        except Exception as error:
+            # The node lives all the same: that much has been stored.
+            log.warning(
+                "a heartbeat was stored, but what runs here could not be compared with the database: %s",
+                error,
+                exc_info=not isinstance(error, DatabaseError),
+            )
+            await self._drop_connection()
+
+    async def _compare(
+        self,
+        connection: Any,
+        producers: Sequence[Producer],
+        before: Mapping[str, "_Snapshot"],
+        executing: Sequence[Executing],
+    ) -> None:
         for producer in producers:
             rows = [row for row in executing if row.uuid == producer.uuid]
             snapshot = before[producer.uuid]
@@ -211,16 +230,53 @@ class Heartbeat(Service):
         known = self._unheld.get(producer.uuid, {})
         since = self._unheld[producer.uuid] = {key: known.get(key, after.begun) for key in unheld}
         orphans = [row for key, row in unheld.items() if before.ended >= since[key]]
-        if not orphans:
-            return
+        back = await self._release(connection, producer, orphans) if orphans else []
+        if back:
+            log.warning(
+                "queue %s: jobs %s were claimed, but the answer never came; they are available again",
+                producer.queue,
+                back,
+            )
+            producer.wake_from_anywhere()
+
+    async def _release(self, connection: Any, producer: Producer, orphans: Sequence[Executing]) -> list[int]:
+        """Give rows back, together where the database takes them together; returns the ids of those it took."""
         acks = [Ack(row.id, row.token, "release", "available") for row in orphans]
-        await connection.run(self.runtime.engine.ack_jobs(producer.beat(), acks))
-        log.warning(
-            "queue %s: jobs %s were claimed, but the answer never came; they are available again",
-            producer.queue,
-            [row.id for row in orphans],
-        )
-        producer.wake_from_anywhere()
+        try:
+            refused = await self._lost(connection, producer, acks)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError:
+            refused = {}
+            for ack in acks:
+                refused |= await self._refusal(connection, producer, ack)
+        self._tell_stuck(producer, acks, refused)
+        return [ack.id for ack in acks if ack.id not in refused]
+
+    async def _refusal(self, connection: Any, producer: Producer, ack: Ack) -> dict[int, str]:
+        try:
+            return await self._lost(connection, producer, [ack])
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError as error:
+            return {ack.id: str(error)}
+
+    async def _lost(self, connection: Any, producer: Producer, acks: list[Ack]) -> dict[int, str]:
+        lost: list[Lost] = await connection.run(self.runtime.engine.ack_jobs(producer.beat(), acks))
+        return {one.id: f"its claim has changed, it is {one.state or 'deleted'} now" for one in lost}
+
+    def _tell_stuck(self, producer: Producer, acks: Sequence[Ack], refused: Mapping[int, str]) -> None:
+        """Say what cannot be given back, once a row and not with every beat."""
+        told = self._told.get(producer.uuid, set())
+        stuck = {(ack.id, ack.token): refused[ack.id] for ack in acks if ack.id in refused}
+        for key in stuck.keys() - told:
+            log.warning(
+                "queue %s: job %d executes under this node, which does not run it, and could not be given back: %s",
+                producer.queue,
+                key[0],
+                stuck[key],
+            )
+        self._told[producer.uuid] = set(stuck)
 
     async def _let_go(
         self, connection: Any, producer: Producer, before: "_Snapshot", rows: list[Executing]

@@ -152,7 +152,11 @@ async def test_with_the_switch_off_nothing_is_sent_and_jobs_are_found_all_the_sa
         await marked.close()
         await eventually(lambda: heard)
         [listening] = (
-            await run(web, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%oban_insert%'")
+            await run(
+                web,
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND query LIKE 'LISTEN%oban_insert%'",
+            )
         )[0]
 
     assert heard == ["the end"]

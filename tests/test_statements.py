@@ -176,6 +176,8 @@ ROWS: Mapping[str, Rows] = {
     statements.PENDING: [(None,)],
     statements.PRUNABLE: [("completed",), ("discarded",), ("cancelled",)],
     statements.STALE_PRODUCERS: [("uuid", "node")],
+    statements.LOCK_PRODUCER: [("uuid",)],
+    statements.LOCK_STALE_PRODUCER: [("uuid",)],
     statements.EXECUTING: [(None, MOMENT, None)],
 }
 

@@ -112,7 +112,8 @@ class BasicEngine:
     def retire_producers(self, beats: Sequence[Beat]) -> Steps[None]:
         """Delete our producers' rows, except those under which something still executes."""
         for beat in beats:
-            yield self._sql(sql.RETIRE_PRODUCER, node=beat.node, uuid=beat.uuid)
+            retire = partial(self._retire, beat)
+            yield from atomic(retire)
 
     def held_states(self, ids: Sequence[int]) -> Steps[dict[int, tuple[str, str, str]]]:
         """State, token and producer's uuid of the rows with these ids."""
@@ -224,8 +225,19 @@ class BasicEngine:
                 lost.append(Lost(ack.id, state))
         return lost
 
+    def _retire(self, beat: Beat) -> Steps[None]:
+        locked = yield self._sql(sql.LOCK_PRODUCER, uuid=beat.uuid)
+        if locked:
+            yield self._sql(sql.RETIRE_PRODUCER, node=beat.node, uuid=beat.uuid)
+
     def _rescue(self, uuid: str, node: str, stale_after: float, limit: int) -> Steps[list[Rescued]]:
         who = {"uuid": uuid, "node": node, "stale_after": stale_after, "now": self.now()}
+        # In a statement of its own: the next one must see what was claimed until now.
+        locked = yield self._sql(
+            sql.LOCK_STALE_PRODUCER, uuid=uuid, stale_after=stale_after, now=who["now"]
+        )
+        if not locked:
+            return []
         rows = yield self._sql(sql.RESCUE_JOBS, limit=limit, **who)
         yield self._sql(sql.BURY_PRODUCER, **who)
         return [Rescued(*row) for row in rows]

@@ -129,6 +129,16 @@ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_s
         """The database's clock, unless a test said another time."""
         return "coalesce(:now::text::timestamp, timezone('UTC', now()))"
 
+    @property
+    def clock(self) -> str:
+        """The same, not as it was when the statement began: it may have had to wait."""
+        return "coalesce(:now::text::timestamp, timezone('UTC', clock_timestamp()))"
+
+    def while_alive(self, uuid: str) -> str:
+        """A condition for claims: the producer's row is there, and stays until the claim is committed."""
+        row = f"SELECT uuid FROM {self.producers} WHERE uuid = ({uuid})::text FOR KEY SHARE"
+        return f"\n    AND ({row}) IS NOT NULL"
+
     def after(self, seconds: str) -> str:
         """The moment so many seconds from now."""
         return f"({self.now} + make_interval(secs => ({seconds})::float8))"
@@ -248,6 +258,13 @@ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_s
 
 class _TextDialect(Dialect):
     """Where JSON, lists and states are text in the database, too."""
+
+    @property
+    def clock(self) -> str:
+        return self.now
+
+    def while_alive(self, uuid: str) -> str:
+        return ""
 
     def before(self, seconds: str) -> str:
         return self.after(f"(-{seconds})")

@@ -23,8 +23,10 @@ VALUES ({state :state}, :queue, :worker, {json :args}, {json :meta}, {tag_list :
 RETURNING id, {moment_text inserted_at}, {moment_text scheduled_at}
 """
 
-# The claim's window. Rows whose attempts are used up (a foreign program's work) are in it, and leave it
-# as discarded: they can neither run nor stand in the way of those behind them.
+# The claim's window. Rows whose attempts are used up (a foreign program's work) are in it, and leave it as discarded:
+# they can neither run nor stand in the way of those behind them. Where others write at the same time, a claim locks
+# its producer's row, and claims nothing without one: a claim that hung in the database until its node was buried must
+# not come true afterwards, under a producer that nobody looks for any more.
 _CLAIM = """
 UPDATE {jobs}
 SET state = CASE WHEN attempt < max_attempts THEN {state 'executing'} ELSE {state 'discarded'} END,
@@ -38,7 +40,7 @@ WHERE id {any_of}
     ORDER BY priority, scheduled_at, id
     LIMIT :demand
     {skip_locked}
-{end_of}
+{end_of}{while_alive :uuid}
 RETURNING """
 
 CLAIM_JOBS = _CLAIM % "" + CLAIMED_COLUMNS
@@ -69,7 +71,7 @@ SET state = {state %(state)s},
     cancelled_at = CASE %(state)s WHEN 'cancelled' THEN {now} ELSE cancelled_at END,
     errors = CASE WHEN %(error)s IS NULL THEN errors ELSE {errors_push %(error)s} END,
     meta = CASE %(kind)s WHEN 'snooze' THEN {bump meta snoozed} ELSE meta END,
-    attempt = CASE WHEN %(kind)s IN ('snooze', 'release') THEN attempt - 1 ELSE attempt END
+    attempt = CASE WHEN %(kind)s IN ('snooze', 'release') THEN {greatest (attempt - 1) 0} ELSE attempt END
 FROM %(acks)s
 WHERE {jobs}.id = %(id)s
     AND {opaque attempted_at} = {moment %(token)s}
@@ -132,7 +134,7 @@ SELECT {field p.value uuid}, {field p.value name}, {field p.value node}, {field 
     {json {field p.value meta}}, {now}, {now}
 FROM {each_object :beats p}
 WHERE true
-{upsert uuid} meta = {given meta}, updated_at = {given updated_at}
+{upsert uuid} meta = {given meta}, updated_at = {clock}
 """
 
 # What runs under our producers, and the moment by the database's clock. One pass over what executes, whoever it
@@ -150,6 +152,15 @@ SELECT uuid, name, node, queue, {text meta}, {moment_text started_at}, {moment_t
     updated_at >= {before :stale_after}
 FROM {producers}
 ORDER BY name, node, queue, uuid
+"""
+
+# A producer's row, for those who will delete it: whoever claims under it at this moment has it locked.
+LOCK_PRODUCER = """
+SELECT uuid FROM {producers} WHERE uuid = :uuid {skip_locked}
+"""
+
+LOCK_STALE_PRODUCER = """
+SELECT uuid FROM {producers} WHERE uuid = :uuid AND updated_at < {before :stale_after} {skip_locked}
 """
 
 RETIRE_PRODUCER = """

@@ -1,15 +1,16 @@
 """The jobs of dead producers are taken back; only a heartbeat that is there and stale proves death."""
 
+import asyncio
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from staffa.engine import Rescued
 from staffa.errors import DatabaseError
 from staffa.jobs import JobFailure
 from staffa.steps import Steps
-from tests.support import Claimer, Clock, Store, completed, failed
+from tests.support import PAST, Claimer, Clock, PostgresStore, Store, completed, eventually, failed
 
 STALE = 25.0
 
@@ -77,11 +78,73 @@ async def test_case_70_a_missing_producer_row_proves_nothing(
 ) -> None:
     await store.insert()
     job = await producer.claim_one()
+    await store.sql("DELETE FROM {producers}")
     clock.advance(STALE * 1_000)
 
     assert await rescue(store) == []
 
     assert await producer.ack(completed(job)) == []
+
+
+async def test_a_claim_that_hung_until_its_producer_was_buried_does_not_come_true(
+    postgres: PostgresStore, producer: Claimer
+) -> None:
+    """The node was killed, but its claim waits on in the server for a lock, as does the rescue; then both go on."""
+    for _ in range(5):
+        await postgres.sql("DELETE FROM {jobs}")
+        await producer.heartbeat()
+        id = await postgres.insert()
+        other = postgres.new_connections()
+        async with holding(postgres, "LOCK TABLE oban_jobs IN SHARE ROW EXCLUSIVE MODE"):
+            claim = asyncio.create_task(other.run(postgres.engine.ack_and_claim(producer.beat, [], 10)))
+            await eventually(lambda: waiting_for_locks(postgres, 1))
+            await postgres.sql("UPDATE {producers} SET updated_at = {moment :then}", then=PAST)
+            rescuer = asyncio.create_task(rescue(postgres))
+            await eventually(lambda: waiting_for_locks(postgres, 2))
+        await asyncio.gather(claim, rescuer)
+
+        state = await postgres.state(id)
+        rows = await postgres.sql("SELECT uuid FROM {producers}")
+        assert (state, rows) in [("available", []), ("executing", [(producer.uuid,)])]
+
+
+async def test_a_producer_without_a_row_claims_nothing(postgres: PostgresStore, producer: Claimer) -> None:
+    await producer.heartbeat()
+    await postgres.insert()
+    await postgres.sql("DELETE FROM {producers}")
+
+    assert await producer.claim() == []
+
+    await producer.heartbeat()
+    assert len(await producer.claim()) == 1
+
+
+async def test_a_producers_row_that_somebody_holds_is_passed_by(
+    postgres: PostgresStore, producer: Claimer
+) -> None:
+    """Its heartbeat waits for the same lock, and must not be called dead for that."""
+    await postgres.insert()
+    await producer.claim_one()
+    await postgres.sql("UPDATE {producers} SET updated_at = {moment :then}", then=PAST)
+
+    async with holding(postgres, "SELECT 1 FROM staffa_producers FOR UPDATE"):
+        assert await rescue(postgres) == []
+
+    assert len(await rescue(postgres)) == 1
+
+
+@asynccontextmanager
+async def holding(store: PostgresStore, text: str) -> AsyncGenerator[None, None]:
+    """A session that holds what the statement locks, until the block ends."""
+    connection = await store.raw_connection()
+    async with connection.transaction():
+        await connection.execute(text)
+        yield
+
+
+async def waiting_for_locks(store: PostgresStore, count: int) -> bool:
+    text = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return (await store.sql(text)) == [(count,)]
 
 
 async def test_case_7_only_the_dead_producers_jobs_are_taken(

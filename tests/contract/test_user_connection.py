@@ -182,6 +182,7 @@ async def test_missing_tables_say_which_command_to_run_and_leave_the_transaction
 
 
 async def test_any_verb_can_run_in_the_users_transaction(store: Store, user: User) -> None:
+    await store.producer.heartbeat()
     await user.begin()
     [job] = await enqueue(store, user, new_job(args={"ü": "世界"}))
     claim = await store.connections.adopt(user.connection).run(

@@ -39,6 +39,7 @@ class Claimer:
         self.engine = engine
         self.beat = Beat(str(uuid4()), name, node, queue, {"limit": 10})
         self.run = run
+        self._beaten = False
 
     @property
     def uuid(self) -> str:
@@ -48,7 +49,9 @@ class Claimer:
     async def round_trip(
         self, acks: Sequence[Ack] = (), demand: int = 10, unknown: Sequence[str] = ()
     ) -> Claim:
-        """Ack and claim, as one."""
+        """Ack and claim, as one; like a node, it beats before it claims for the first time."""
+        if not self._beaten:
+            await self.heartbeat()
         claim: Claim = await self.run(self.engine.ack_and_claim(self.beat, acks, demand, unknown))
         return claim
 
@@ -68,6 +71,7 @@ class Claimer:
 
     async def heartbeat(self) -> list[Executing]:
         """One beat; returns what is executing under this producer."""
+        self._beaten = True
         beaten: Beaten = await self.run(self.engine.heartbeat([self.beat]))
         return beaten.executing
 
