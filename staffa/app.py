@@ -204,6 +204,7 @@ class Staffa:
         """
         with _storing([_new(job, "job")]) as new:
             runtime = await self._ready(conn)
+            await _refuse_stored(runtime, new, conn)
             stored = await runtime.insert(new, conn)
             stored[0]._tentative = conn is not None
             return stored[0]
@@ -227,6 +228,7 @@ class Staffa:
             raise InvalidJob("enqueue_all", [Problem("jobs", "each job once", "the same object twice")])
         with _storing(new):
             runtime = await self._ready(conn)
+            await _refuse_stored(runtime, new, conn)
             stored = await runtime.insert(new, conn)
             for one in stored:
                 one._tentative = conn is not None
@@ -650,10 +652,26 @@ def _new(job: object, path: str) -> Job:
     if not isinstance(job, Job):
         raise InvalidJob("", [Problem(path, "a Job (made by a worker's new, or Job(worker=…))", shown(job))])
     if job.id is not None and not job._tentative:
-        raise InvalidJob(
-            job.worker, [Problem(path, "a new job", f"one that is stored already, with id {job.id}")]
-        )
+        raise _stored_already(job, path)
     return job
+
+
+async def _refuse_stored(runtime: Runtime, jobs: Sequence[Job], conn: object) -> None:
+    """A job that went into a user's transaction may be given again if that was rolled back: only the rows can tell."""
+    ids = [job.id for job in jobs if job.id is not None]
+    if not ids:
+        return
+    look = runtime.engine.held_states(ids)
+    found = await (runtime.read(look) if conn is None else runtime.connections.adopt(conn).run(look))
+    for index, job in enumerate(jobs):
+        if job.id in found:
+            raise _stored_already(job, "job" if len(jobs) == 1 else f"jobs[{index}]")
+
+
+def _stored_already(job: Job, path: str) -> InvalidJob:
+    return InvalidJob(
+        job.worker, [Problem(path, "a new job", f"one that is stored already, with id {job.id}")]
+    )
 
 
 # The jobs that are being stored at this moment, by identity, and for whom: one object is one row.

@@ -41,6 +41,9 @@ LONGEST_PAUSE = 1.0
 # Seconds that a stop leaves to a beat that is under way, and to the deletion of our rows.
 END_WITHIN = 5.0
 
+# Seconds that a beat spends on giving lost claims back: the next one must not come later than LONGEST_GAP.
+GIVE_BACK_WITHIN = 3.0
+
 PING_EVERY, BLOCKED_AFTER = 0.5, 1.0
 
 
@@ -211,13 +214,13 @@ class Heartbeat(Service):
         before: Mapping[str, "_Snapshot"],
         executing: Sequence[Executing],
     ) -> None:
+        rows = {one.uuid: [row for row in executing if row.uuid == one.uuid] for one in producers}
         for producer in producers:
-            rows = [row for row in executing if row.uuid == producer.uuid]
-            snapshot = before[producer.uuid]
-            await self._give_back(connection, producer, snapshot, rows)
-            await self._let_go(connection, producer, snapshot, rows)
+            await self._let_go(connection, producer, before[producer.uuid], rows[producer.uuid])
         if any(one.unknown for one in producers):
             await self._judge_unknown(connection, producers)
+        for producer in producers:  # last: the rest does not wait for rows that somebody else holds
+            await self._give_back(connection, producer, before[producer.uuid], rows[producer.uuid])
 
     async def _give_back(
         self, connection: Any, producer: Producer, before: "_Snapshot", rows: list[Executing]
@@ -241,34 +244,46 @@ class Heartbeat(Service):
 
     async def _release(self, connection: Any, producer: Producer, orphans: Sequence[Executing]) -> list[int]:
         """Give rows back, together where the database takes them together; returns the ids of those it took."""
-        acks = [Ack(row.id, row.token, "release", "available") for row in orphans]
         try:
-            refused = await self._lost(connection, producer, acks)
+            async with asyncio.timeout(GIVE_BACK_WITHIN):
+                return await self._release_now(connection, producer, orphans)
+        except TimeoutError:
+            raise DatabaseUnavailable(
+                f"{len(orphans)} lost claims could not be given back within {GIVE_BACK_WITHIN:g} s"
+            ) from None
+
+    async def _release_now(
+        self, connection: Any, producer: Producer, orphans: Sequence[Executing]
+    ) -> list[int]:
+        acks = [Ack(row.id, row.token, "release", "available") for row in orphans]
+        stuck: dict[tuple[int, str], str] = {}
+        try:
+            lost = await self._ack(connection, producer, acks)
         except DatabaseUnavailable:
             raise
         except DatabaseError:
-            refused = {}
+            lost = list[Lost]()
             for ack in acks:
-                refused |= await self._refusal(connection, producer, ack)
-        self._tell_stuck(producer, acks, refused)
-        return [ack.id for ack in acks if ack.id not in refused]
+                try:
+                    lost += await self._ack(connection, producer, [ack])
+                except DatabaseUnavailable:
+                    raise
+                except DatabaseError as error:
+                    stuck[ack.id, ack.token] = str(error)
+        gone = {one.id: one.state for one in lost}
+        for ack in acks:
+            if gone.get(ack.id) == "executing":
+                stuck[ack.id, ack.token] = "its claim is not the one that was seen"
+        self._tell_stuck(producer, stuck)
+        return [ack.id for ack in acks if ack.id not in gone and (ack.id, ack.token) not in stuck]
 
-    async def _refusal(self, connection: Any, producer: Producer, ack: Ack) -> dict[int, str]:
-        try:
-            return await self._lost(connection, producer, [ack])
-        except DatabaseUnavailable:
-            raise
-        except DatabaseError as error:
-            return {ack.id: str(error)}
-
-    async def _lost(self, connection: Any, producer: Producer, acks: list[Ack]) -> dict[int, str]:
+    async def _ack(self, connection: Any, producer: Producer, acks: Sequence[Ack]) -> list[Lost]:
         lost: list[Lost] = await connection.run(self.runtime.engine.ack_jobs(producer.beat(), acks))
-        return {one.id: f"its claim has changed, it is {one.state or 'deleted'} now" for one in lost}
+        return lost
 
-    def _tell_stuck(self, producer: Producer, acks: Sequence[Ack], refused: Mapping[int, str]) -> None:
+    def _tell_stuck(self, producer: Producer, stuck: Mapping[tuple[int, str], str]) -> None:
         """Say what cannot be given back, once a row and not with every beat."""
         told = self._told.get(producer.uuid, set())
-        stuck = {(ack.id, ack.token): refused[ack.id] for ack in acks if ack.id in refused}
         for key in stuck.keys() - told:
             log.warning(
                 "queue %s: job %d executes under this node, which does not run it, and could not be given back: %s",

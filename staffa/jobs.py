@@ -96,10 +96,11 @@ class JobOptions(TypedDict, total=False):
 class JobFailure:
     """One entry of `job.errors`: when which attempt failed, and how.
 
-    `error` is one line that says what happened, then the traceback when there is one.
+    `error` is one line that says what happened, then the traceback when there is one. In an entry that another
+    program has spoiled, `at` is None or `attempt` is 0 where it cannot be read.
     """
 
-    at: datetime
+    at: datetime | None
     attempt: int
     error: str
 
@@ -484,10 +485,42 @@ def _object(text: str | None, name: str) -> dict[str, Any]:
 
 
 def _failures(text: str) -> list[JobFailure]:
-    entries: list[Any] = payload.decode(text)
-    return [_failure(payload.decode(entry) if isinstance(entry, str) else entry) for entry in entries]
+    try:
+        entries: object = payload.decode(text)
+    except (ValueError, RecursionError):  # as above
+        return [JobFailure(at=None, attempt=0, error=text)]
+    return [
+        _failure(entry)
+        for entry in (cast("list[object]", entries) if isinstance(entries, list) else [entries])
+    ]
 
 
-def _failure(entry: Mapping[str, Any]) -> JobFailure:
-    at = datetime.fromisoformat(str(entry["at"]).replace("Z", "+00:00"))
-    return JobFailure(at=at, attempt=int(entry["attempt"]), error=str(entry["error"]))
+def _failure(entry: object) -> JobFailure:
+    """What can be read of an entry, whoever wrote it."""
+    if isinstance(entry, str):
+        try:
+            inner: object = payload.decode(entry)
+        except (ValueError, RecursionError):
+            return JobFailure(at=None, attempt=0, error=entry)
+        entry = entry if isinstance(inner, str) else inner
+    if not isinstance(entry, dict):
+        return JobFailure(at=None, attempt=0, error=_text(entry))
+    fields = cast("dict[str, object]", entry)
+    attempt = fields.get("attempt")
+    return JobFailure(
+        at=_failed_at(fields.get("at")),
+        attempt=attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else 0,
+        error=_text(fields.get("error", fields)),
+    )
+
+
+def _failed_at(value: object) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else payload.encode(value)

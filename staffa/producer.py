@@ -8,11 +8,12 @@ may already fill its place.
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
-from staffa import clock, payload, telemetry
+from staffa import backoff, clock, payload, telemetry
 from staffa.engine import Ack, Beat, Claim, Lost
 from staffa.errors import DatabaseError, DatabaseUnavailable
 from staffa.executor import Execution, Executor, Finished, StopReason, brief, describe
@@ -34,6 +35,10 @@ CLAIM_WITHIN = 12.0
 
 # Seconds that a stop leaves to the database for the last outcomes.
 STORE_WITHIN = 5.0
+
+# Outcomes that are stored apart from the claims: how many at a time, and how long one waits for its next try; the
+# first part of that in its place, so that many together do not hammer a broken database.
+APART, PAUSE, LONGEST_PAUSE = 4, 0.25, 5.0
 
 # Seconds between two looks at the queue when nobody wakes the producer: the net under lost messages.
 REFRESH = 60.0
@@ -71,7 +76,7 @@ class Queue:
 class Producer(Loop):
     """One queue of one node."""
 
-    longest_pause = 5.0
+    longest_pause = LONGEST_PAUSE
 
     def __init__(
         self,
@@ -105,6 +110,9 @@ class Producer(Loop):
         self._finished: list[Finished] = []
         self._unstored: list[int] = []
         self._immediate: set[asyncio.Task[None]] = set()
+        # What waits to be stored by itself after it has failed together with others, and why it does.
+        self._apart: dict[Execution, str] = {}
+        self._places = asyncio.Semaphore(APART)
         self._draining = False
         self._drained = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -132,6 +140,7 @@ class Producer(Loop):
         """Listen for jobs and signals."""
         self._draining = False
         self._drained, self._hurry = asyncio.Event(), asyncio.Event()
+        self._places = asyncio.Semaphore(APART)
         listen = self.runtime.notifier.listen
         self._unlisten = [
             listen("insert", self._on_insert),
@@ -198,9 +207,14 @@ class Producer(Loop):
         )
         try:
             return await self._run_or_one_by_one(steps, finished)
-        except BaseException:
+        except BaseException as error:
             # Nobody knows what of it was done. Acks are sent again; jobs that were claimed will be missed.
-            self._finished[:0] = finished
+            if acks and isinstance(error, DatabaseError):
+                # One row that somebody else holds must not stop the queue: each waits for its own.
+                for one in finished:
+                    self._ack_apart(one, str(error))
+            else:
+                self._finished[:0] = finished
             asyncio.get_running_loop().call_soon(self._look_now)  # when this claim counts as ended
             raise
 
@@ -282,25 +296,63 @@ class Producer(Loop):
             self._finished.append(finished)
 
     def _ack_now(self, finished: Finished) -> None:
-        name = f"staffa ack {finished.execution.job.id}"
-        task = asyncio.create_task(self._ack_immediately(finished), name=name)
+        self._in_task(finished, self._ack_immediately(finished))
+
+    def _ack_apart(self, finished: Finished, why: str) -> None:
+        self._apart[finished.execution] = why
+        self._in_task(finished, self._ack_until_stored(finished))
+        self._check_drained()
+
+    def _in_task(self, finished: Finished, ack: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(ack, name=f"staffa ack {finished.execution.job.id}")
         self._immediate.add(task)
         task.add_done_callback(self._immediate.discard)
 
     async def _ack_immediately(self, finished: Finished) -> None:
         try:
             lost = await self._one_by_one([finished])
-        except DatabaseError:
-            self._finished.append(finished)  # the cycle tries again, with its pauses
+        except DatabaseError as error:
+            self._ack_apart(finished, str(error))
         else:
             self._stored([finished], lost)
+            self.wake()
+
+    async def _ack_until_stored(self, finished: Finished) -> None:
+        """Store an outcome by itself, however often that must be tried: it must not be lost, nor hold up others."""
+        for failures in count():
+            async with self._places:
+                if await self._tried(finished, first=not failures):
+                    return
+                await self._pause_apart(PAUSE)
+            rest = min(backoff.exponential(failures, mult=PAUSE), LONGEST_PAUSE) - PAUSE
+            await self._pause_apart(rest, self._halted)
+
+    async def _tried(self, finished: Finished, *, first: bool) -> bool:
+        try:
+            lost = await self._one_by_one([finished])
+        except DatabaseError as error:
+            self._apart[finished.execution] = str(error)
+            if first:
+                who = describe(finished.execution.job)
+                log.warning("%s: its outcome is not stored yet, and tried again by itself: %s", who, error)
+            return False
+        self._stored([finished], lost)
         self.wake()
+        return True
+
+    async def _pause_apart(self, delay: float, unless: asyncio.Event | None = None) -> None:
+        try:
+            async with asyncio.timeout(backoff.jitter(delay)):
+                await (unless or asyncio.Event()).wait()
+        except TimeoutError:
+            pass
 
     def _stored(self, finished: list[Finished], lost: list[Lost]) -> None:
         gone = {one.id: one.state for one in lost} if lost else {}
         for one in finished:
             execution = one.execution
             job = execution.job
+            self._apart.pop(execution, None)
             if self.held.get(job.id) is execution:
                 del self.held[job.id]
             if one.ack is None:
@@ -312,9 +364,11 @@ class Producer(Loop):
         self._check_drained()
 
     def _check_drained(self) -> None:
-        # A claim that is under way when the stop comes may still bring jobs.
+        if not self._draining or self._finished:
+            return
+        # A claim that is under way when the stop comes may still bring jobs. What is stored apart is waited for last.
         claiming = self.claims_begun != self.claims_ended
-        if self._draining and not self.held and not self._finished and not claiming:
+        if not claiming and all(one in self._apart for one in self.held.values()):
             self._drained.set()
 
     def _report(self, one: Finished, ack: Ack) -> None:
@@ -408,22 +462,30 @@ class Producer(Loop):
             await self._drained.wait()
 
     async def _flush(self) -> None:
-        """Store what came in last."""
-        if self._immediate:
-            await asyncio.wait(self._immediate, timeout=STORE_WITHIN)
+        """Store what came in last, and what waits to be stored apart."""
         finished, self._finished = self._finished, []
-        if finished:
-            try:
-                async with asyncio.timeout(STORE_WITHIN):
-                    self._stored(finished, await self._one_by_one(finished))
-            except (DatabaseError, TimeoutError) as error:
-                self._unstored = [one.execution.job.id for one in finished]
-                log.error(
-                    "queue %s: the outcomes of %s could not be stored: %s",
-                    self.queue,
-                    self._unstored,
-                    str(error) or "the database did not answer in time",
-                )
+        for one in finished:
+            self._ack_apart(one, "")
+        try:
+            async with asyncio.timeout(STORE_WITHIN):
+                while self._immediate:  # one that fails goes on as another
+                    await asyncio.wait(self._immediate)
+        except TimeoutError:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        left = set(self._immediate)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=STORE_WITHIN)
+        self._unstored = [execution.job.id for execution in self._apart]
+        log.error(
+            "queue %s: the outcomes of %s could not be stored: %s",
+            self.queue,
+            self._unstored,
+            next(filter(None, self._apart.values()), "the database did not answer in time"),
+        )
+        self._apart.clear()
 
     def _report_shutdown(self, elapsed: float, orphaned: list[int]) -> None:
         back = [id for id in orphaned if id not in self._unstored]

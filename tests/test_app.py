@@ -26,7 +26,7 @@ from staffa import (
     job,
     telemetry,
 )
-from staffa.errors import InvalidOption, SchemaError, UnsupportedConnection
+from staffa.errors import DatabaseError, InvalidOption, SchemaError, UnsupportedConnection
 from staffa.runners import ThreadRunner
 from tests.support import eventually
 
@@ -452,6 +452,74 @@ async def test_a_start_that_fails_leaves_nothing_running(url: str, monkeypatch: 
 class Failing(Plugin):
     async def opened(self) -> None:
         raise RuntimeError("cannot start")
+
+
+async def test_after_a_start_that_failed_another_one_is_a_new_try(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    app = Staffa(f"sqlite:///{folder / 'jobs.db'}", queues={"default": 5})
+    for _ in range(2):
+        with pytest.raises(DatabaseError, match="there is no folder"):
+            await app.start()
+
+    folder.mkdir()
+    async with app:
+        await note.enqueue(1)
+        await eventually(lambda: done == [1])
+
+
+async def test_after_a_start_that_was_cancelled_another_one_is_a_new_try(url: str) -> None:
+    app = Staffa(url, queues={"default": 5})
+    for _ in range(3):
+        start = asyncio.create_task(app.start())
+        await asyncio.sleep(0)  # it has begun now
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+
+    await app.start()  # waits until the one that was given up is undone
+    assert app.running
+    await app.close()
+
+
+async def test_a_shared_start_goes_on_while_anybody_waits_for_it(url: str) -> None:
+    app = Staffa(url, queues={"default": 5})
+    first, second = asyncio.create_task(app.start()), asyncio.create_task(app.start())
+    await asyncio.sleep(0)  # they have begun now
+
+    first.cancel()
+    await second
+
+    assert first.cancelled()
+    assert app.running
+    await app.close()
+
+
+async def test_a_start_that_everybody_has_given_up_is_undone(url: str) -> None:
+    app = Staffa(url, queues={"default": 5})
+    starts = [asyncio.create_task(app.start()) for _ in range(2)]
+    await asyncio.sleep(0)  # they have begun now
+
+    for start in starts:
+        start.cancel()
+    await asyncio.wait(starts)
+    await app.stop()
+
+    assert not app.running
+    assert await app.list_queues() == []
+    await app.close()
+
+
+async def test_a_stop_that_is_cancelled_while_it_waits_for_a_start_leaves_the_start_alone(url: str) -> None:
+    app = Staffa(url, queues={"default": 5})
+    start = asyncio.create_task(app.start())
+    await asyncio.sleep(0)  # it has begun now
+    stop = asyncio.create_task(app.stop())
+    await asyncio.sleep(0)  # it waits now
+    stop.cancel()
+
+    await start
+    assert app.running
+    await app.close()
 
 
 async def test_default_plugins_run_and_are_replaced_by_class(url: str) -> None:

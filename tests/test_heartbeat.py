@@ -12,6 +12,7 @@ import pytest
 
 from staffa import Job, Lifeline, Staffa, clock, heartbeat, job, telemetry
 from staffa.engine import Beat, Beaten
+from staffa.errors import DatabaseUnavailable
 from staffa.heartbeat import Heartbeat
 from staffa.producer import Producer
 from staffa.runtime import Pulse
@@ -164,6 +165,54 @@ async def test_a_claim_whose_answer_was_lost_goes_back_though_the_queue_never_re
         assert len((await producer.runtime.run(claim)).jobs) == 1
 
         await eventually(lambda: look(path, "SELECT state, attempt FROM oban_jobs") == [("available", 0)])
+
+
+async def test_a_row_that_cannot_be_given_back_costs_neither_the_beat_nor_the_other_rows(
+    app: Staffa, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with app:
+        producer = producer_of(app)
+        await app.enqueue_all(Job(worker="heartbeat.note", queue="elsewhere") for _ in range(2))
+        look(
+            path,
+            f"""
+UPDATE oban_jobs SET state = 'executing', attempt = 1, attempted_at = '2026-01-01 00:00:00.000000',
+attempted_by = '["{app.config.node}","{producer.uuid}"]'
+""",
+        )
+        look(
+            path,
+            "CREATE TRIGGER keep BEFORE UPDATE ON oban_jobs WHEN old.id = 1 BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+        await eventually(
+            lambda: look(path, "SELECT state FROM oban_jobs") == [("executing",), ("available",)]
+        )
+        for _ in range(3):
+            await _next_beat(path)
+        await wait.enqueue()
+        await eventually(lambda: running == 1)
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len([one for one in said if "job 1 executes" in one and "could not be given back" in one]) == 1
+    assert [one for one in said if "are available again" in one] == [
+        "queue default: jobs [2] were claimed, but the answer never came; they are available again"
+    ]
+    assert not [one for one in said if "a heartbeat failed" in one]
+
+
+async def test_what_keeps_a_beat_from_comparing_does_not_stop_the_pulse(
+    app: Staffa, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(*_: Any) -> None:
+        raise DatabaseUnavailable("somebody holds that row")
+
+    async with app:
+        monkeypatch.setattr(Heartbeat, "_give_back", failing)
+        await eventually(lambda: any("somebody holds" in r.getMessage() for r in caplog.records))
+        await wait.enqueue()
+        await eventually(lambda: running == 1)
+
+    assert not [r for r in caplog.records if "a heartbeat failed" in r.getMessage()]
 
 
 async def test_a_job_cancelled_by_another_process_is_interrupted_by_the_next_beat(

@@ -305,6 +305,30 @@ def test_failures_are_read_from_either_form_of_the_column() -> None:
         assert failure.summary == "ValueError: no"
 
 
+@pytest.mark.parametrize(
+    ("entry", "failure"),
+    [
+        (None, JobFailure(None, 0, "null")),
+        (1, JobFailure(None, 0, "1")),
+        ("x", JobFailure(None, 0, "x")),
+        ("[[]]", JobFailure(None, 0, "[[]]")),
+        ({}, JobFailure(None, 0, "{}")),
+        ({"attempt": 2, "error": "no"}, JobFailure(None, 2, "no")),
+        ({"at": "yesterday", "attempt": "2", "error": None}, JobFailure(None, 0, "null")),
+        ({"at": "2026-11-21T09:30:00.000123", "attempt": None, "error": "no"}, JobFailure(MOMENT, 0, "no")),
+    ],
+)
+def test_of_an_odd_failure_is_told_what_can_be_read(entry: object, failure: JobFailure) -> None:
+    assert loaded(errors=json.dumps([entry])).errors == [failure]
+
+
+@pytest.mark.parametrize("text", ["{spoiled", "5", "[" * 3_000 + "]" * 3_000])
+def test_failures_that_are_no_list_are_one_failure(text: str) -> None:
+    [failure] = loaded(errors=text).errors
+
+    assert (failure.at, failure.attempt) == (None, 0)
+
+
 def test_a_job_shows_what_matters() -> None:
     text = repr(loaded(args=json.dumps({"n": "x" * 500})))
 

@@ -124,6 +124,26 @@ def test_nobody_waits_for_an_event_loop_that_stands_still() -> None:
     still.close()
 
 
+def test_a_timer_of_an_event_loop_that_was_closed_by_hand_is_collected_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limiter = Limiter(LONG, Sent())
+
+    async def insert() -> None:
+        limiter.later(["mail"])
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(insert())
+    [timer] = limiter._timers.values()
+    loop.close()
+    coroutine = timer.get_coro()
+    assert coroutine is not None
+    coroutine.close()
+
+    assert limiter._timers == {}
+
+
 def test_several_threads_share_one_limit() -> None:
     limiter = Limiter(LONG, Sent())
     woken: list[str] = []

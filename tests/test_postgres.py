@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 
 from staffa import Job, Staffa, current_job, job
+from staffa.errors import InvalidJob
+from staffa.heartbeat import Heartbeat
 from staffa.steps import Rows, Statement, Steps
 from tests.support import PostgresStore, ServerMissing, eventually
 from tests.support.oban_tables import port
@@ -134,6 +136,29 @@ async def test_scheduled_jobs_and_rolled_back_ones_send_nothing(make: Make, url:
     assert await app.count_jobs() == {"default": {"scheduled": 1}, "mine": {"available": 1}}
 
 
+async def test_one_job_object_is_one_row_unless_its_transaction_was_rolled_back(make: Make, url: str) -> None:
+    app = make()
+    connection = await asyncpg.connect(url)
+    job = note.new(1)
+    transaction = connection.transaction()
+    await transaction.start()
+    await app.enqueue(job, conn=connection)
+    with pytest.raises(InvalidJob, match="stored already"):
+        await app.enqueue(job, conn=connection)
+    await transaction.rollback()
+
+    async with connection.transaction():
+        await app.enqueue(job, conn=connection)  # as in a transaction that is tried again
+    for conn in (connection, None):
+        with pytest.raises(InvalidJob, match="stored already"):
+            await app.enqueue(job, conn=conn)
+        with pytest.raises(InvalidJob, match=r"jobs\[1\].*stored already"):
+            await app.enqueue_all([note.new(2), job], conn=conn)
+    await connection.close()
+
+    assert await app.count_jobs() == {"default": {"available": 1}}
+
+
 async def test_with_the_switch_off_nothing_is_sent_and_jobs_are_found_all_the_same(
     make: Make, url: str
 ) -> None:
@@ -194,6 +219,130 @@ async def test_a_cancel_from_obans_dashboard_is_obeyed(make: Make, url: str) -> 
             f"""SELECT pg_notify('public.oban_signal', '{{"job_id": {running.id}, "action": "pkill"}}')""",
         )
         await eventually(lambda: not worker._producers["default"].held)
+
+
+@job(name="postgres.until_open")
+async def until_open(number: int) -> None:
+    await opened[number].wait()
+    done.append(number)
+
+
+opened: dict[int, asyncio.Event] = {}
+
+
+@asynccontextmanager
+async def held_by_a_session(url: str, id: int | None) -> AsyncGenerator[None, None]:
+    """A row that somebody looks at `FOR UPDATE`, and then goes to lunch."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("BEGIN")
+        await connection.fetchval("SELECT 1 FROM oban_jobs WHERE id = $1 FOR UPDATE", id)
+        yield
+    finally:
+        await connection.close()
+
+
+async def test_a_row_that_another_session_holds_stops_no_other_job_of_the_queue(make: Make, url: str) -> None:
+    opened.update({0: asyncio.Event()})
+    worker = make("?command_timeout=1", queues={"default": 5}, stage_interval=0.1)
+
+    async with worker:
+        producer = worker._producers["default"]
+        stuck = await worker.enqueue(until_open.new(0))
+        await eventually(lambda: producer.held)
+        async with held_by_a_session(url, stuck.id):
+            opened[0].set()
+            await eventually(lambda: done == [0])
+            for number in range(1, 31):
+                await worker.enqueue(note.new(number))
+            await eventually(lambda: _is_counted(worker, {"completed": 30, "executing": 1}), timeout=60)
+            assert list(producer.held) == [stuck.id], (
+                "it counts against the limit until its outcome is stored"
+            )
+        await eventually(lambda: not producer.held)
+
+    assert await worker.count_jobs() == {"default": {"completed": 31}}
+    assert sorted(done) == list(range(31))
+
+
+async def test_a_stop_does_not_wait_long_for_a_row_that_another_session_holds(
+    make: Make, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened.update({0: asyncio.Event()})
+    worker = make("?command_timeout=1", queues={"default": 5}, grace_period=300)
+
+    async with worker:
+        producer = worker._producers["default"]
+        stuck = await worker.enqueue(until_open.new(0))
+        await eventually(lambda: producer.held)
+        async with held_by_a_session(url, stuck.id):
+            opened[0].set()
+            await eventually(lambda: producer._apart, timeout=60)
+            await asyncio.wait_for(worker.stop(), 200)
+
+    assert any(f"the outcomes of [{stuck.id}] could not be stored" in r.getMessage() for r in caplog.records)
+
+
+async def test_outcomes_are_all_stored_after_every_connection_was_broken(make: Make, url: str) -> None:
+    opened.update({number: asyncio.Event() for number in range(20)})
+    worker = make("?application_name=broken", queues={"default": 20})
+
+    async with worker:
+        producer = worker._producers["default"]
+        await worker.enqueue_all(until_open.new(number) for number in range(20))
+        await eventually(lambda: len(producer.held) == 20)
+        admin = await asyncpg.connect(url)
+        try:
+            for event in opened.values():
+                event.set()
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'broken'"
+            )
+        finally:
+            await admin.close()
+        await eventually(lambda: not producer.held)
+
+    assert await worker.count_jobs() == {"default": {"completed": 20}}
+    assert sorted(done) == list(range(20))
+
+
+async def _is_counted(app: Staffa, expected: dict[str, int]) -> bool:
+    return (await app.count_jobs()).get("default", {}) == expected
+
+
+async def test_a_row_by_hand_under_our_node_does_not_stop_it_from_claiming(
+    make: Make, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A release that the database refuses, or that does not find its claim."""
+    monkeypatch.setattr(Heartbeat.__init__, "__defaults__", (0.05,))
+    worker = make(queues={"default": 5}, stage_interval=0.1)
+    async with worker:
+        await run(
+            worker,
+            f"""
+INSERT INTO oban_jobs (worker, queue, args, state, attempt, attempted_by, attempted_at)
+SELECT 'by.hand', 'default', '{{}}', 'executing', attempt,
+    array['{worker.config.node}', '{worker._producers["default"].uuid}'], now() AT TIME ZONE 'utc'
+FROM (VALUES (0), (1)) AS rows (attempt)
+""",
+        )
+        await run(
+            worker,
+            """
+ALTER TABLE oban_jobs ADD CONSTRAINT odd CHECK (NOT (worker = 'by.hand' AND state = 'available' AND id = 1))
+""",
+        )
+        await eventually(lambda: any("job 1 executes" in r.getMessage() for r in caplog.records))
+        beaten = await run(worker, "SELECT updated_at FROM staffa_producers")
+        await eventually(lambda: _has_changed(worker, beaten))
+        await worker.enqueue(note.new(5))
+        await eventually(lambda: done == [5])
+
+    assert not [r for r in caplog.records if "a heartbeat failed" in r.getMessage()]
+
+
+async def _has_changed(app: Staffa, beaten: Rows) -> bool:
+    return await run(app, "SELECT updated_at FROM staffa_producers") != beaten
 
 
 async def test_two_prefixes_are_two_worlds(make: Make, url: str) -> None:

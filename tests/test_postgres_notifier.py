@@ -607,7 +607,7 @@ async def test_where_listen_cannot_work_it_polls_says_so_once_and_tries_again(
     assert (notifier.status, notifier.hears) == ("polling", False)
     [said] = [record.getMessage() for record in caplog.records]
     assert "cannot hear PostgreSQL's notifications here" in said
-    assert "give it a direct URL" in said
+    assert "goes past the pooler" in said
     await notifier.notify("insert", [{"queue": "mail"}])
     assert ear.heard == [{"queue": "mail"}]
     pooled = False

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from typing import cast
 
 import click
 
@@ -19,6 +20,7 @@ from staffa.cli.render import (
     print_pairs,
     print_table,
     say,
+    value_or_text,
 )
 from staffa.cli.target import call, instance, json_option, require_database, with_database, with_target
 
@@ -175,7 +177,7 @@ def _id(word: str) -> int:
 
 def _row(job: Job) -> tuple[str, ...]:
     attempt = f"{job.attempt}/{job.max_attempts}"
-    args = one_line(json.dumps(job.args, ensure_ascii=False))
+    args = one_line(_shown(value_or_text(job, "args")))
     return str(job.id), job.state, job.queue, job.worker, attempt, ago(_since(job)), args
 
 
@@ -202,15 +204,25 @@ def _print_job(job: Job) -> None:
             "queue": job.queue,
             "attempt": f"{job.attempt} of {job.max_attempts}",
             "priority": str(job.priority),
-            "tags": ", ".join(job.tags) or "–",
-            "attempted by": " ".join(job.attempted_by) or "–",
+            "tags": ", ".join(map(str, _tags(job))) or "–",
+            "attempted by": " ".join(map(str, job.attempted_by)) or "–",
             **{name.replace("_", " "): moment(getattr(job, name)) for name in MOMENTS},
         }
     )
-    for name, value in (("args", job.args), ("meta", job.meta)):
-        say(f"{name}:\n{_indented(json.dumps(value, indent=2, ensure_ascii=False))}")
+    for name in ("args", "meta"):
+        say(f"{name}:\n{_indented(clean(_shown(value_or_text(job, name), indent=2)))}")
     for failure in job.errors:
         say(f"\nattempt {failure.attempt} failed at {moment(failure.at)}:\n{_indented(clean(failure.error))}")
+
+
+def _tags(job: Job) -> list[object]:
+    tags = value_or_text(job, "tags")
+    return cast("list[object]", tags) if isinstance(tags, list) else [tags]
+
+
+def _shown(value: object, indent: int | None = None) -> str:
+    """JSON, or the text that is none."""
+    return value if isinstance(value, str) else json.dumps(value, indent=indent, ensure_ascii=False)
 
 
 def _indented(text: str) -> str:

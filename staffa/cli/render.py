@@ -31,6 +31,7 @@ __all__ = [
     "queue_as_json",
     "say",
     "states",
+    "value_or_text",
 ]
 
 MOMENTS = ("inserted_at", "scheduled_at", "attempted_at", "completed_at", "discarded_at", "cancelled_at")
@@ -195,14 +196,24 @@ def job_as_json(job: Job) -> dict[str, Any]:
     """Everything about a job."""
     return {
         **{
-            name: getattr(job, name)
-            for name in ("id", "state", "queue", "worker", "args", "meta", "tags", "attempt", "max_attempts")
+            name: getattr(job, name) for name in ("id", "state", "queue", "worker", "attempt", "max_attempts")
         },
+        **{name: value_or_text(job, name) for name in ("args", "meta", "tags")},
         "priority": job.priority,
         "attempted_by": job.attempted_by,
         **{name: _iso(getattr(job, name)) for name in MOMENTS},
         "errors": [{"at": _iso(e.at), "attempt": e.attempt, "error": e.error} for e in job.errors],
     }
+
+
+def value_or_text(job: Job, name: Literal["args", "meta", "tags"]) -> Any:
+    """What a job has there, or its text as it is stored when another program has spoiled it."""
+    try:
+        value = getattr(job, name)
+        json.dumps(value)
+    except (ValueError, RecursionError):
+        return str(getattr(job, f"_{name}_text"))
+    return value
 
 
 def queue_as_json(queue: QueueInfo) -> dict[str, Any]:

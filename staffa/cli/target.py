@@ -113,15 +113,21 @@ def call(app: Staffa, verb: Callable[[Staffa], Awaitable[T]]) -> T:
 
 @contextmanager
 def told_where(app: Staffa) -> Generator[None]:
-    """A command that an error tells to run gets the flags that this one had: without them it would go elsewhere."""
+    """A command that an error tells to run gets what this one was given: without that it would go elsewhere."""
     try:
         yield
     except SchemaError as error:
-        flags = (
-            whereabouts(app) if "flag" in (app.config.sources["url"], app.config.sources["prefix"]) else ""
-        )
-        text = re.sub(r"`(staffa migrate \w+)`", lambda found: f"`{found[1]}{flags}`", str(error))
+        given = _target_given()
+        if "flag" in (app.config.sources["url"], app.config.sources["prefix"]):
+            given += whereabouts(app)
+        text = re.sub(r"`(staffa migrate \w+)`", lambda found: f"`{found[1]}{given}`", str(error))
         raise SchemaError(text) from error
+
+
+def _target_given() -> str:
+    context = click.get_current_context(silent=True)
+    target = context.params.get("target") if context is not None else None
+    return f" {target}" if target else ""
 
 
 def database_file(app: Staffa) -> Path | None:

@@ -126,16 +126,34 @@ def parse_url(text: str) -> URL:
     try:
         parts = urlsplit(text)
     except ValueError as error:
+        del error  # it may name the part that holds the password
         raise InvalidOption(
-            f"expected url to be a URL, got one that is broken ({error})", option="url"
-        ) from error
+            f"expected url to be a URL, got one that is broken: {shown(_without_password(text))}",
+            option="url",
+        ) from None
     return URL(text=text, kind=kind, path=unquote(parts.path[1:]), options=dict(parse_qsl(parts.query)))
 
 
 @lru_cache(maxsize=64)
 def _without_password(text: str) -> str:
-    head, mark, query = text.partition("?")
-    if "@" in query and not re.search(r"@|://[^/:]*(:\d+)?/", head):  # what parts them is in the password
-        head, mark, query = text, "", ""
-    head = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", head)
-    return head + mark + re.sub(r"(?i)((?:^|&)[^=&]*password=)[^&]*", r"\1***", query)
+    if not _HOLDS_NONE.match(text):
+        text = _UP_TO_THE_HOST.sub(_masked, text)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", text)
+
+
+# A password may hold anything that parts a URL elsewhere. Only these forms are sure to hold none before their query.
+_HOLDS_NONE = re.compile(
+    r"""(?x) [^@]*\Z
+    | sqlite(\+\w+)?:///
+    | [\w+.-]+://([^/@:?\#\s]*@)?[\w.-]*(:\d+)?(/[^@:]*)?(\?[^?]*)?\Z""",
+    re.IGNORECASE,
+)
+_UP_TO_THE_HOST = re.compile(
+    r"(?s)\A(\s*[a-z][\w+.-]*://|\s*(?:postgres|postgresql|mysql|mariadb|sqlite):/*)?(.*)@", re.IGNORECASE
+)
+
+
+def _masked(found: re.Match[str]) -> str:
+    user, colon, _ = found[2].partition(":")
+    said = f"{user}:" if colon and found[1] and "://" in found[1] else ""
+    return f"{found[1] or ''}{said}***@"

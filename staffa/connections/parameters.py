@@ -5,8 +5,8 @@ from functools import cache
 
 __all__ = ["numbered"]
 
-# Not the casts (`::text`), nor what stands in quotes.
-_PARAMETER = re.compile(r"'(?:[^']|'')*'|(?<![:\w]):([a-z_]\w*)")
+# Not the casts (`::text`), nor what stands in quotes, which a prefix may hold, too.
+_PARAMETER = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(?<![:\w]):([a-z_]\w*)")
 
 
 @cache

@@ -33,6 +33,9 @@ __all__ = ["AdoptedAsyncpg", "DedicatedPostgres", "PostgresConnections"]
 
 T = TypeVar("T")
 
+# Seconds that a heartbeat waits for an answer: in a silent connection it must not outlast the lease.
+HASTE = 5.0
+
 # Seconds before a statement is run again that was broken off for another's sake.
 PAUSES = (0.01, 0.02, 0.05, 0.1)
 
@@ -47,7 +50,7 @@ class PostgresConnections:
         driver()
         self.url = url
         self.settings = settings_of(url)
-        self.topic = self.settings.safe
+        self.topic = self.settings.topic
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = WeakKeyDictionary()
         self._pid = os.getpid()
         self._prepares: bool | None = None
@@ -80,7 +83,7 @@ class PostgresConnections:
 
     def is_served_by(self, pid: int) -> bool:
         """Whether a backend of the server with this process id runs our steps."""
-        return any(pid in pool.backends for pool in list(self._pools.values()))
+        return any(pid in pool.backends for _, pool in _each(self._pools))
 
     def watch(self, callback: Callable[[], None]) -> None:
         """Nothing can be seen from here: other connections send messages instead."""
@@ -106,15 +109,20 @@ class PostgresConnections:
         if self._pid != os.getpid():
             _of_the_parent.extend(pools.items())
             return
-        for loop, pool in pools.items():
+        for loop, pool in _each(pools):
             with suppress(RuntimeError):  # a loop that is closed has closed them
                 loop.call_soon_threadsafe(pool.terminate)
 
     def prepares_no_more(self) -> None:
         """A pooler hands us another server connection with each transaction: nothing prepared may be relied on."""
         self._prepares = False
-        for pool in self._pools.values():
-            pool.expire()
+        here = asyncio.get_running_loop()
+        for loop, pool in _each(self._pools):
+            if loop is here:
+                pool.expire()
+                continue
+            with suppress(RuntimeError):  # a loop that is closed uses none
+                loop.call_soon_threadsafe(pool.expire)
 
     def _pool(self) -> Pool:
         if self._pid != os.getpid():
@@ -123,12 +131,22 @@ class PostgresConnections:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            self._forget_closed_loops()
             pool = self._pools[loop] = self.new_pool(self.settings.pool_size)
         return pool
 
-    def new_pool(self, size: int) -> Pool:
-        """A pool for the running event loop."""
-        return Pool(size, self.settings.command_timeout, self.connect, self.settings.safe)
+    def _forget_closed_loops(self) -> None:
+        # A pool that did not end with its loop, as the loop was closed by hand, keeps it from being collected.
+        for loop, _ in _each(self._pools):
+            if loop.is_closed():
+                self._pools.pop(loop, None)
+
+    def new_pool(self, size: int, haste: float | None = None) -> Pool:
+        """A pool for the running event loop; in haste, it waits no longer than so many seconds for any answer."""
+        timeout = (
+            self.settings.command_timeout if haste is None else min(haste, self.settings.command_timeout)
+        )
+        return Pool(size, timeout, self.connect, self.settings.safe)
 
     async def _first(self) -> "asyncpg.Connection":
         """Open the first connection, and find out whether a pooler stands between.
@@ -152,12 +170,20 @@ class PostgresConnections:
         return await connect(self.settings)
 
 
+def _each(
+    pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool],
+) -> list[tuple[asyncio.AbstractEventLoop, Pool]]:
+    """The pools there are, while other threads add theirs."""
+    loops = [loop for ref in pools.keyrefs() if (loop := ref()) is not None]
+    return [(loop, pool) for loop in loops if (pool := pools.get(loop)) is not None]
+
+
 class DedicatedPostgres:
     """A connection that one thread has for itself."""
 
     def __init__(self, connections: PostgresConnections) -> None:
         self._connections = connections
-        self._pool = connections.new_pool(1)
+        self._pool = connections.new_pool(1, HASTE)
 
     async def run(self, steps: Steps[T]) -> T:
         """Run steps and commit them."""
@@ -281,13 +307,13 @@ class _Session:
 
     async def _command(self, text: str) -> None:
         with _Judged(self):
-            await self._connection.execute(text, timeout=self._settings.command_timeout)
+            await self._connection.execute(text, timeout=self._pool.timeout)
 
     async def _statement(self, statement: Statement) -> Rows:
         for pause in (*PAUSES, None):
             try:
                 with _Judged(self):
-                    return await execute(self._connection, statement, self._settings.command_timeout)
+                    return await execute(self._connection, statement, self._pool.timeout)
             except DatabaseError as error:
                 if self._depth or pause is None or not error.repeatable:
                     raise  # inside a transaction, all of it is run again

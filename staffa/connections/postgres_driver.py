@@ -1,11 +1,12 @@
 """PostgreSQL through asyncpg: what a URL says, opening a connection, running a statement, translating errors."""
 
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from staffa.connections.base import URL
 from staffa.connections.parameters import numbered
@@ -56,6 +57,7 @@ class Settings:
 
     dsn: str = field(repr=False)
     safe: str
+    topic: str
     pool_size: int
     connect_timeout: float
     command_timeout: float
@@ -91,11 +93,32 @@ def settings_of(url: URL) -> Settings:
     return Settings(
         dsn=dsn,
         safe=url.safe.partition("?")[0],
+        topic=_topic(url),
         pool_size=int(numbers["pool_size"]),
         connect_timeout=numbers["connect_timeout"],
         command_timeout=numbers["command_timeout"],
         application_name=application,
     )
+
+
+def _topic(url: URL) -> str:
+    """Which database this is, whoever the user is: what names it may stand in the URL's query as well."""
+    parts = urlsplit(url.text)
+    given = dict(parse_qsl(parts.query))
+    user, _, hosts = parts.netloc.rpartition("@")
+    port = given.get("port", "")
+    if hosts:
+        hosts, port = unquote(hosts), ""  # that of the query is not looked at
+    hosts = hosts or given.get("host") or os.environ.get("PGHOST", "")
+    port = port or os.environ.get("PGPORT", "") or "5432"
+    if parts.path:
+        name = unquote(parts.path[1:])
+    else:
+        name = given.get("dbname") or given.get("database") or os.environ.get("PGDATABASE", "")
+    name = name or unquote(user.partition(":")[0]) or given.get("user") or os.environ.get("PGUSER", "")
+    where = ",".join(host if re.search(r":\d+$", host) else f"{host}:{port}" for host in hosts.split(","))
+    services = "".join(f"?{one}={given[one]}" for one in ("service", "servicefile") if one in given)
+    return f"postgres://{where}/{name}{services}"
 
 
 def _number(name: str, text: str | None) -> float:
@@ -220,7 +243,8 @@ def translated(error: Exception, where: str) -> DatabaseError:
         return _without_code(error, where, said)
     if code == READ_ONLY:
         return DatabaseUnavailable(
-            f"{where} takes no writes: {said}. It is a replica, or was made one: let the url name the primary"
+            f"{where} takes no writes: {said}. It is a replica, or was made one: let the url name the primary. "
+            "Or the role or the database is read-only by default: see its default_transaction_read_only"
         )
     if code in ("42P01", "3F000", "42704"):
         return SchemaError(
@@ -271,7 +295,9 @@ def _without_code(error: Exception, where: str, said: str) -> DatabaseError:
     asyncpg = driver()
     if isinstance(error, asyncpg.DataError):
         return DatabaseError(said)
-    return DatabaseUnavailable(f"{where}: the connection was lost: {said}")
+    if isinstance(error, (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        return DatabaseUnavailable(f"{where}: the connection was lost: {said}")
+    return DatabaseError(f"{where}: {type(error).__name__}: {said}")  # nothing that a server did
 
 
 def _code(error: BaseException) -> str | None:

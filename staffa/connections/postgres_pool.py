@@ -25,16 +25,18 @@ class Pool:
     """At most `size` connections; `connect` opens one."""
 
     def __init__(
-        self, size: int, wait: float, connect: Callable[[], Awaitable["asyncpg.Connection"]], safe: str
+        self, size: int, timeout: float, connect: Callable[[], Awaitable["asyncpg.Connection"]], safe: str
     ) -> None:
         self.size = size
-        self._wait = wait
+        self.timeout = timeout
         self._connect = connect
         self._safe = safe
         self._open: dict[asyncpg.Connection, int] = {}
         self._idle: list[asyncpg.Connection] = []
         self._opening = 0
+        self._closed = False
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._guard: AsyncGenerator[None, None] | None = None
 
     @property
@@ -49,7 +51,7 @@ class Pool:
 
     async def acquire(self) -> "asyncpg.Connection":
         """A connection, to be given back by `release` or `discard`."""
-        if self._guard is None:
+        if self._guard is None and not self._closed:
             await self._close_with_loop()
         while True:
             while self._idle:
@@ -63,7 +65,7 @@ class Pool:
 
     def release(self, connection: "asyncpg.Connection") -> None:
         """Give a sound connection back."""
-        if connection.is_closed() or connection not in self._open:
+        if connection.is_closed() or connection not in self._open or self._guard is None:
             self.discard(connection)
         else:
             self._idle.append(connection)
@@ -73,7 +75,7 @@ class Pool:
         """Get rid of a connection that nobody may use again."""
         self._open.pop(connection, None)
         if not connection.is_closed():
-            connection.terminate()
+            self._dismiss(connection)
         self._wake()
 
     def expire(self) -> None:
@@ -84,32 +86,68 @@ class Pool:
             self.discard(connection)
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close what is open; what is in use now, or asked for later, is closed when it is given back."""
+        self._closed = True
         guard, self._guard = self._guard, None
         if guard is not None:
             await guard.aclose()
 
     def terminate(self) -> None:
         """Cut what is open, in its event loop but without waiting."""
-        self.expire()
+        idle, self._idle = self._idle, []
+        self._open.clear()
+        for connection in idle:
+            connection.terminate()
+        for leaving in self._leaving:
+            leaving.cancel()
+        self._wake()
+
+    def _dismiss(self, connection: "asyncpg.Connection") -> None:
+        """Close it behind our back: the driver may be cancelling its statement still, and would complain if it was cut."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # collected after its loop has ended
+            with suppress(RuntimeError):
+                connection.terminate()
+            return
+        if self._guard is None:  # nobody would wait for it
+            connection.terminate()
+            return
+        leaving = loop.create_task(_closed(connection), name="staffa postgres goodbye")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     async def _new(self) -> "asyncpg.Connection":
         self._opening += 1
+        opening = asyncio.create_task(_opened(self._connect), name="staffa postgres connect")
+        opening.add_done_callback(self._has_opened)
         try:
-            connection = await self._connect()
-        except BaseException:
-            self._opening -= 1
-            self._wake()
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The driver complains when it is interrupted: whoever comes next has the connection.
+            self._leaving.add(opening)
+            opening.add_done_callback(self._is_left)
             raise
+
+    def _has_opened(self, opening: "asyncio.Task[asyncpg.Connection]") -> None:
         self._opening -= 1
-        self._open[connection] = connection.get_server_pid()
-        return connection
+        if opening.cancelled() or opening.exception() is not None:
+            self._wake()
+        else:
+            connection = opening.result()
+            self._open[connection] = connection.get_server_pid()
+
+    def _is_left(self, opening: "asyncio.Task[asyncpg.Connection]") -> None:
+        self._leaving.discard(opening)
+        if opening.cancelled() or opening.exception() is not None:
+            return
+        self.release(opening.result())
 
     async def _turn(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            async with asyncio.timeout(self._wait):
+            async with asyncio.timeout(self.timeout):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
@@ -118,7 +156,7 @@ class Pool:
                 self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable(
-                    f"{self._safe}: all {self.size} connections were busy for {self._wait:g} s "
+                    f"{self._safe}: all {self.size} connections were busy for {self.timeout:g} s "
                     "(pool_size in the url says how many there are)"
                 ) from error
             raise
@@ -126,7 +164,7 @@ class Pool:
     def _wake(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():
+            if not turn.done() and not turn.get_loop().is_closed():
                 turn.set_result(None)
                 return
 
@@ -139,14 +177,30 @@ class Pool:
         try:
             yield
         finally:
+            self._guard = None  # it holds the event loop, and is no use after it
             idle, self._idle = self._idle, []
             self._open.clear()
-            await asyncio.gather(*(_closed(one) for one in idle), return_exceptions=True)
+            await asyncio.gather(*map(_closed, idle), return_exceptions=True)
+            await self._all_left()
+
+    async def _all_left(self) -> None:
+        leaving = set(self._leaving)
+        if leaving:
+            _, slow = await asyncio.wait(leaving, timeout=CLOSE_WITHIN)
+            for one in slow:
+                one.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+
+
+async def _opened(connect: Callable[[], Awaitable["asyncpg.Connection"]]) -> "asyncpg.Connection":
+    return await connect()
 
 
 async def _closed(connection: Any) -> None:
     try:
         await connection.close(timeout=CLOSE_WITHIN)
+    except Exception:  # it does not answer: then without its farewell
+        connection.terminate()
     except BaseException:
         connection.terminate()
         raise

@@ -233,9 +233,7 @@ class BasicEngine:
     def _rescue(self, uuid: str, node: str, stale_after: float, limit: int) -> Steps[list[Rescued]]:
         who = {"uuid": uuid, "node": node, "stale_after": stale_after, "now": self.now()}
         # In a statement of its own: the next one must see what was claimed until now.
-        locked = yield self._sql(
-            sql.LOCK_STALE_PRODUCER, uuid=uuid, stale_after=stale_after, now=who["now"]
-        )
+        locked = yield self._sql(sql.LOCK_STALE_PRODUCER, uuid=uuid, stale_after=stale_after, now=who["now"])
         if not locked:
             return []
         rows = yield self._sql(sql.RESCUE_JOBS, limit=limit, **who)

@@ -5,6 +5,7 @@ trip; jobs come in by one JSON parameter, with the message that wakes their queu
 is one statement, too.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,13 +17,21 @@ from staffa.engine import Ack, Beat, Beaten, Claim, Lost, Notice
 from staffa.engines import statements as sql
 from staffa.engines.basic import BasicEngine, beats_text, claimed, what_executes
 from staffa.engines.dialect import Dialect
+from staffa.errors import InvalidOption
 from staffa.jobs import Job
+from staffa.options import shown
 from staffa.steps import Rows, Statement, Steps, atomic
 
 __all__ = ["PostgresEngine"]
 
 # Rows of one INSERT: beyond a thousand nothing is gained, and the parameter grows.
 PER_INSERT = 1_000
+
+# Characters of one INSERT, about: a server takes a parameter of a gigabyte, and needs a multiple of that to read it.
+TEXT_PER_INSERT = 16_000_000
+
+# Bytes that the server keeps of a name.
+MAX_PREFIX = 63
 
 # Only sent when the row is selected, which is after the jobs have been inserted.
 _NOTIFIED = "(SELECT count(pg_notify(:channel, m.value)::text) FROM {each :payloads m})"
@@ -88,14 +97,21 @@ class PostgresEngine(BasicEngine):
     notifies = True
 
     def __init__(self, prefix: str | None = None) -> None:
+        if prefix is not None and not _is_schema(prefix):
+            raise InvalidOption(
+                f"expected prefix to be a schema's name of 1 to {MAX_PREFIX} bytes, without braces and control "
+                f"characters, got: {shown(prefix)}",
+                option="prefix",
+            )
         super().__init__(Dialect(prefix))
 
     def insert_jobs(self, jobs: Sequence[Job], notice: Notice | None = None) -> Steps[list[Job]]:
-        """Store new jobs and wake their queues: in one statement, up to a thousand jobs."""
+        """Store new jobs and wake their queues: in one statement, unless there are very many or large ones."""
         if len(jobs) == 1:
             return (yield from self._insert_one(jobs[0], notice))
-        if len(jobs) > PER_INSERT:
-            yield from atomic(lambda: self._insert_chunks(jobs, notice))
+        chunks = _cut(jobs)
+        if len(chunks) > 1:
+            yield from atomic(lambda: self._insert_chunks(chunks, notice))
         elif jobs:
             yield from self._insert_chunk(jobs, notice)
         return list(jobs)
@@ -150,10 +166,9 @@ class PostgresEngine(BasicEngine):
         job.id, job._inserted_at, job._scheduled_at = rows[0][:3]
         return [job]
 
-    def _insert_chunks(self, jobs: Sequence[Job], notice: Notice | None) -> Steps[None]:
-        for first in range(0, len(jobs), PER_INSERT):
-            last = first + PER_INSERT >= len(jobs)
-            yield from self._insert_chunk(jobs[first : first + PER_INSERT], notice if last else None)
+    def _insert_chunks(self, chunks: Sequence[Sequence[Job]], notice: Notice | None) -> Steps[None]:
+        for chunk in chunks:
+            yield from self._insert_chunk(chunk, notice if chunk is chunks[-1] else None)
 
     def _insert_chunk(self, jobs: Sequence[Job], notice: Notice | None) -> Steps[None]:
         rows = yield _Chunk(jobs, notice).statement(self.dialect, self.now())
@@ -190,7 +205,29 @@ class PostgresEngine(BasicEngine):
         return (yield from self._lost(beat, [ack for ack in acks if ack.id not in known]))
 
 
+def _is_schema(prefix: str) -> bool:
+    # The server would cut a longer name off, and braces are spellings in our templates.
+    return len(prefix.encode(errors="replace")) <= MAX_PREFIX and not re.search(
+        r"[{}\x00-\x1f\x7f-\x9f\ud800-\udfff]", prefix
+    )
+
+
 # Bulk inserts.
+
+
+def _cut(jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    """The jobs of each statement."""
+    chunks: list[Sequence[Job]] = []
+    first = size = 0
+    for index, job in enumerate(jobs):
+        text = len(job._args_text) + len(job._meta_text) + len(job._tags_text)
+        if index > first and (index - first == PER_INSERT or size + text > TEXT_PER_INSERT):
+            chunks.append(jobs[first:index])
+            first, size = index, 0
+        size += text
+    chunks.append(jobs[first:])
+    return chunks
+
 
 # A column of many jobs: how its shared value is spelled, and how each job's own comes out of the JSON.
 _COLUMNS = {

@@ -88,9 +88,10 @@ class Limiter:
         timer = self._timers.get(loop)
         if timer is None or timer.done():
             self._timers = {loop: timer for loop, timer in self._timers.items() if not loop.is_closed()}
-            self._timers[loop] = asyncio.create_task(self._ring(), name="staffa notifier limiter")
+            self._timers[loop] = asyncio.create_task(self._ring(loop), name="staffa notifier limiter")
 
-    async def _ring(self) -> None:
+    async def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        me = asyncio.current_task()
         try:
             while self._due:
                 await asyncio.sleep(self.window)
@@ -100,8 +101,8 @@ class Limiter:
             await self._safely(self.flush())
             raise
         finally:
-            if asyncio.current_task() is self._timers.get(here := asyncio.get_running_loop()):
-                del self._timers[here]
+            if self._timers.get(loop) is me:  # also when it is collected, and no loop runs
+                self._timers.pop(loop, None)
 
     async def _safely(self, sending: Awaitable[None]) -> None:
         try:

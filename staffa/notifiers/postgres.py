@@ -301,7 +301,7 @@ class PostgresNotifier(Service):
         if self._silences == DEAF_AFTER:
             log.warning(
                 "%s cannot hear PostgreSQL's notifications here, as behind a pooler in transaction mode, and polls "
-                "instead. Everything works; give it a direct URL for its own connections, and jobs start sooner",
+                "instead. Everything works; start workers with a URL that goes past the pooler, and jobs start sooner",
                 self.instance,
             )
         elif self._silences < DEAF_AFTER:

@@ -115,6 +115,25 @@ def test_the_adoption_of_obans_tables_is_told_in_words(
     assert sql("SELECT count(*) FROM oban_jobs") == [1]
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_an_odd_row_hides_no_other(staffa: Run, database: str, sql: Sql, form: list[str]) -> None:
+    done(staffa("migrate", "up", "--database", database))
+    sql("INSERT INTO oban_jobs (worker) VALUES ('shop.Sound')")
+    sql(
+        """INSERT INTO oban_jobs (worker, args, meta, tags, attempted_by, errors) VALUES ('shop.Odd', '[1]', '7',
+        ARRAY['a', NULL], ARRAY['node', NULL], ARRAY['{}', 'null', '5', '"x"', '{"error": "bad luck"}']::jsonb[])"""
+    )
+
+    listed = done(staffa("jobs", "list", "--database", database, *form))
+    shown = done(staffa("jobs", "show", "1", "2", "--database", database, *form))
+
+    for output in (listed, shown):
+        assert "shop.Sound" in output
+        assert "shop.Odd" in output
+        assert "[1]" in output
+    assert "bad luck" in shown
+
+
 def test_a_table_of_unknown_shape_is_named_with_what_is_wrong_with_it(
     staffa: Run, database: str, sql: Sql
 ) -> None:

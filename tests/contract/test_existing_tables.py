@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from staffa.connections.postgres import PostgresConnections
 from staffa.engine import Ack
 from staffa.engines import PostgresEngine
 from staffa.errors import DatabaseUnavailable, SchemaError
@@ -303,6 +304,23 @@ async def test_version_11_is_told_of_new_jobs_by_its_own_trigger_too(postgres: P
     assert "default" in heard[0]
 
 
+async def test_claimants_of_a_type_that_no_ack_can_be_compared_to_are_refused(
+    postgres: PostgresStore,
+) -> None:
+    statements = [
+        text.replace("attempted_by text[]", "attempted_by character varying(255)[]")
+        for text in OBAN["oban-13"]
+    ]
+    assert statements != OBAN["oban-13"]
+    existing = await existing_in(postgres, statements)
+
+    status = await existing.status()
+
+    assert not status.usable
+    with pytest.raises(SchemaError, match=r"its column attempted_by to be text\[\], got: character varying"):
+        await existing.up()
+
+
 # Adoption that does not go straight through.
 
 
@@ -352,8 +370,11 @@ async def test_an_adoption_waits_for_the_index_that_another_one_is_making(oban: 
     await holder.execute("BEGIN; INSERT INTO oban_jobs (worker) VALUES ('Obx.Slow')")
     first = asyncio.create_task(oban.up())
     await eventually(lambda: _indexing(oban.store))
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    connections = oban.store.connections
+    assert isinstance(connections, PostgresConnections)
+    for connection in [one for pool in connections._pools.values() for one in pool._open]:
+        connection.terminate()
+    with pytest.raises(DatabaseUnavailable):
         await first
 
     again = asyncio.create_task(oban.up())

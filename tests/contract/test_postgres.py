@@ -117,6 +117,20 @@ async def test_a_thousand_and_one_jobs_are_all_stored_or_none_and_then_nothing_i
     assert await postgres.snapshot() == {}
 
 
+async def test_large_jobs_go_in_by_several_statements_and_stay_in_order(postgres: PostgresStore) -> None:
+    heard = await postgres.listening(CHANNEL)
+    jobs = [new_job(args={"n": n, "text": "x" * 990_000}) for n in range(20)]
+
+    statements = await postgres.statements_of(postgres.engine.insert_jobs(jobs, notice("once")))
+    await postgres.run(postgres.engine.notify(notice("after")))
+
+    await eventually(lambda: "after" in heard)
+    assert heard == ["once", "after"]
+    assert len(statements) == 2
+    assert [job.id for job in jobs] == sorted(await postgres.snapshot())
+    assert (await postgres.job(jobs[17].id)).args["n"] == 17
+
+
 def refused() -> Job:
     job = new_job()
     job.worker = cast("str", None)

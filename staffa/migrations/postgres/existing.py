@@ -32,7 +32,7 @@ COLUMNS: Mapping[str, Sequence[str]] = {
     "attempt": WHOLE,
     "max_attempts": WHOLE,
     "priority": WHOLE,
-    "attempted_by": ("text[]", "character varying[]"),
+    "attempted_by": ("text[]",),
     "inserted_at": MOMENT,
     "scheduled_at": MOMENT,
     "attempted_at": MOMENT,
