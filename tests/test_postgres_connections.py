@@ -266,9 +266,8 @@ def test_a_connection_that_nobody_waits_for_any_more_is_the_next_ones(
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
         [pool] = ours._pools.values()
-        await eventually(lambda: not farewells())
-        assert pool._opening == 0
-        assert pool.open == len(pool._idle) > 0
+        await eventually(lambda: not farewells() and pool._opening == 0)
+        await eventually(lambda: pool.open == len(pool._idle) > 0)
         await ours.close()
         assert farewells() == []
 
