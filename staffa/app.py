@@ -1,7 +1,4 @@
-"""`Staffa`, an instance: its configuration, the way jobs get in, and what runs them.
-
-This is the only place that constructs services.
-"""
+"""`Staffa`, an instance: its configuration, the way jobs get in, and how it is started and stopped."""
 
 import asyncio
 import logging
@@ -9,7 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import import_module
@@ -21,9 +18,8 @@ from staffa.config import Config
 from staffa.connections import connections_for
 from staffa.engine import Engine, JobFilter
 from staffa.engines import engine_for
-from staffa.errors import InvalidJob, InvalidOption, Problem
-from staffa.executor import Executor
-from staffa.heartbeat import STALE_AFTER, Heartbeat
+from staffa.errors import InvalidJob, InvalidOption, Problem, SchemaError
+from staffa.heartbeat import STALE_AFTER
 from staffa.jobs import Job, JobState
 from staffa.migrations import Migration, MigrationStatus
 from staffa.notifiers import notifier_for
@@ -33,11 +29,9 @@ from staffa.plugin import Plugin
 from staffa.plugins import Lifeline, Pruner
 from staffa.producer import Producer, Queue
 from staffa.registry import enter_instance, forget_instance, leave_instance, register_instance
-from staffa.runners import ThreadRunner
 from staffa.runtime import Runtime
-from staffa.service import Service
+from staffa.services import Services
 from staffa.signals import StopSignals
-from staffa.stager import Stager
 from staffa.steps import Steps
 from staffa.worker import Worker, WorkerOptions
 
@@ -127,13 +121,12 @@ class Staffa:
         }  # fmt: skip
         self._flags: dict[str, Any] = {}
         self._checked = False
-        self._stack: AsyncExitStack | None = None
+        self._services: Services | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._starters = 0  # who called for the present start, and did not give up
         self._entered = 0
-        self._producers: dict[str, Producer] = {}
         self._started_at = 0.0
         self._built: tuple[int, Runtime] | None = None
         self.config = Config.load(self._arguments)
@@ -154,7 +147,7 @@ class Staffa:
     def running(self) -> bool:
         """Whether it has been started in this process, and not stopped."""
         ours = self._built is not None and self._built[0] == os.getpid()
-        return ours and self._stack is not None and self._stopping is None
+        return ours and self._services is not None and self._stopping is None
 
     def configure(self, **options: Any) -> None:
         """Say options anew, stronger than the constructor's; what the command line does with its flags.
@@ -375,10 +368,11 @@ class Staffa:
         Raises:
             DatabaseError: The database cannot be used; nothing has been started.
         """
+        self._forget_parent()
         self._forget_dead_loop()
         while (ending := self._ending()) is not None:
             await asyncio.wait([ending])
-        if self._starting is None and self._stack is None:
+        if self._starting is None and self._services is None:
             self._starters = 0
             self._starting = asyncio.create_task(self._start_up(), name="staffa start")
             self._starting.add_done_callback(self._has_started)
@@ -411,6 +405,7 @@ class Staffa:
 
         Once begun it goes on to its end, even if the caller is cancelled: jobs must not be left without a heartbeat.
         """
+        self._forget_parent()
         self._forget_dead_loop()
         if self._starting is not None:
             await asyncio.wait([self._starting])
@@ -419,8 +414,8 @@ class Staffa:
             await asyncio.shield(self._stopping)
 
     def _begin_stop(self) -> None:
-        if self._stopping is None and self._stack is not None:
-            self._stopping = asyncio.create_task(self._tear_down(self._stack), name="staffa stop")
+        if self._stopping is None and self._services is not None:
+            self._stopping = asyncio.create_task(self._tear_down(self._services), name="staffa stop")
 
     async def close(self) -> None:
         """Stop if it runs, and give up its database connections; they open again when it is used again."""
@@ -434,24 +429,20 @@ class Staffa:
 
     async def _start_up(self) -> None:
         runtime = await self._ready()
-        stack = AsyncExitStack()
-        try:
-            await self._start_services(runtime, stack)
-        except BaseException:
-            await stack.aclose()
-            raise
-        self._stack, self._loop = stack, asyncio.get_running_loop()
+        services = Services(runtime, self.config, self.plugins)
+        await services.start()
+        self._services, self._loop = services, asyncio.get_running_loop()
         self._started_at = clock.monotonic()
         enter_instance(self)
-        data = {"instance": self.name, "node": runtime.node, "queues": list(self._producers)}
+        data = {"instance": self.name, "node": runtime.node, "queues": list(services.producers)}
         telemetry.emit("instance.start", data)
 
-    async def _tear_down(self, stack: AsyncExitStack) -> None:
+    async def _tear_down(self, services: Services) -> None:
         leave_instance(self)
         try:
-            await stack.aclose()
+            await services.stop()
         finally:
-            self._stack = self._stopping = None
+            self._services = self._stopping = None
         seconds = clock.monotonic() - self._started_at
         telemetry.emit(
             "instance.stop", {"instance": self.name, "node": self.config.node, "duration": seconds}
@@ -462,8 +453,7 @@ class Staffa:
         if self._loop is not None and self._loop.is_closed():
             log.error("%r was left running in an event loop that is closed; it begins anew", self)
             leave_instance(self)
-            self._stack = self._starting = self._stopping = self._loop = None
-            self._producers = {}
+            self._services = self._starting = self._stopping = self._loop = None
 
     def run(self) -> None:
         """Run on its own until SIGINT or SIGTERM; what `staffa start` does.
@@ -520,53 +510,15 @@ class Staffa:
             sys.stdout.flush()
             os._exit(0)
 
-    async def _start_services(self, runtime: Runtime, stack: AsyncExitStack) -> None:
-        """Started in this order, stopped in reverse, what works together: the heartbeat lasts until the last job."""
-        await self._start_one(stack, runtime.notifier)
-        await self._start_one(stack, runtime.peer)
-        working: list[Service] = []
-        if self.config.queues:
-            heartbeat = Heartbeat(runtime, lambda: list(self._producers.values()))
-            threads = ThreadRunner(f"staffa {self.name}")
-            stack.callback(threads.close)
-            self._producers = self._make_producers(runtime, Executor(runtime, threads), heartbeat)
-            stack.callback(self._producers.clear)
-            await self._start_one(stack, heartbeat)
-        stack.push_async_callback(_stop_all, working)
-        stager = Stager(runtime, self._hungry, self.config.stage_interval)
-        for plugin in self.plugins:
-            plugin.bind(runtime)
-        for service in (*self._producers.values(), stager, *self.plugins):
-            working.append(service)
-            await service.start()
-        unwatch = runtime.connections.watch(stager.wake_from_anywhere)
-        if unwatch is not None:
-            stack.callback(unwatch)
-        stack.callback(runtime.notifier.on_gap(stager.wake))
-
-    async def _start_one(self, stack: AsyncExitStack, service: Any) -> None:
-        await service.start()
-        stack.push_async_callback(service.stop)
-
-    def _make_producers(
-        self, runtime: Runtime, executor: Executor, heartbeat: Heartbeat
-    ) -> dict[str, Producer]:
-        return {
-            queue: Producer(
-                runtime,
-                executor,
-                queue,
-                options,
-                grace_period=self.config.grace_period,
-                look_now=heartbeat.wake,
-            )
-            for queue, options in self.config.queues.items()
-        }
-
-    def _hungry(self) -> list[str]:
-        return [queue for queue, producer in self._producers.items() if producer.hungry]
-
     # Inside.
+
+    def _whereabouts(self) -> str:
+        prefix = f", prefix {self.config.prefix!r}" if self.config.prefix else ""
+        return f"{self.database}{prefix}"
+
+    @property
+    def _producers(self) -> Mapping[str, Producer]:
+        return self._services.producers if self._services is not None else {}
 
     async def _ready(self, conn: object = None) -> Runtime:
         """The runtime, with the tables in place: made where we may make them, else checked.
@@ -575,21 +527,23 @@ class Staffa:
         """
         runtime = self._runtime()
         if not self._checked and (conn is None or not runtime.engine.serves_itself):
-            await runtime.run(_ensured(runtime.engine))
+            await runtime.run(_ensured(runtime.engine, self._whereabouts()))
             self._checked = True
         return runtime
 
     def _runtime(self) -> Runtime:
         """Who we are in this process: made on first use, and anew after a fork."""
-        if self._built is not None and self._built[0] != os.getpid():
-            # A forked child. What runs, runs in the parent.
-            self._built = self._stack = self._loop = self._starting = self._stopping = None
-            self._producers = {}
-            self._checked = False
-            self.config = Config.load(self._arguments, self._flags)
+        self._forget_parent()
         if self._built is None:
             self._built = (os.getpid(), self._build())
         return self._built[1]
+
+    def _forget_parent(self) -> None:
+        """In a forked child: what runs, runs in the parent."""
+        if self._built is not None and self._built[0] != os.getpid():
+            self._built = self._services = self._loop = self._starting = self._stopping = None
+            self._checked = False
+            self.config = Config.load(self._arguments, self._flags)
 
     def _build(self) -> Runtime:
         register_instance(self)
@@ -618,20 +572,15 @@ class Staffa:
         return f"<Staffa {self.name!r} {self.config.database.safe}{' running' if self.running else ''}>"
 
 
-async def _stop_all(services: Sequence[Service]) -> None:
-    """At once, for each may have to wait for a database that does not answer."""
-    ended = await asyncio.gather(*(service.stop() for service in services), return_exceptions=True)
-    for service, error in zip(services, ended, strict=True):
-        if isinstance(error, BaseException):
-            log.error("%s could not be stopped in order", service.name, exc_info=error)
-
-
-def _ensured(engine: Engine) -> Steps[None]:
+def _ensured(engine: Engine, where: str) -> Steps[None]:
     status = yield from engine.migrations.status()
     if engine.serves_itself and not status.foreign and status.version < status.latest:
         yield from engine.migrations.up()
         status = yield from engine.migrations.status()
-    status.verify()
+    try:
+        status.verify()
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error}") from None
 
 
 def _with_defaults(plugins: Sequence[Plugin] | Literal[False]) -> list[Plugin]:

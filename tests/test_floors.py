@@ -21,7 +21,7 @@ FLOORS = [
     {"steps", "engine", "engines", "connections", "migrations"},
     {"notifier", "notifiers", "peer", "peers", "runtime"},
     {"executor", "runners", "producer", "stager", "heartbeat", "plugin", "plugins"},
-    {"config", "signals", "app"},
+    {"config", "signals", "services", "app"},
 ]
 EDGES = {"cli", "__main__"}
 

@@ -226,3 +226,39 @@ asyncio.run(run())
 
 def test_nobody_is_paused_when_nobody_forks() -> None:
     assert not sqlite_handle.forking_here()
+
+
+def test_a_child_of_a_running_parent_can_be_started_itself_and_stops_nothing_of_the_parents(
+    tmp_path: Path,
+) -> None:
+    output = scenario(
+        tmp_path,
+        """
+import concurrent.futures.thread  # now: imported during the fork, its own hooks would be half in place
+app = Staffa(url, queues={"default": 5})
+started, leave = threading.Event(), threading.Event()
+
+async def serve():
+    async with app:
+        started.set()
+        await asyncio.to_thread(leave.wait)
+
+async def begin():
+    await app.stop()  # the parent's is not ours to stop
+    async with app:
+        assert app.running
+        return {queue.node for queue in await app.list_queues() if queue.alive}
+
+def work():
+    assert len(asyncio.run(begin())) == 2
+
+parent = threading.Thread(target=asyncio.run, args=[serve()])
+parent.start()
+started.wait()
+wait(fork(work))
+assert app.running
+leave.set()
+parent.join()
+""",
+    )
+    assert output == ""
