@@ -195,7 +195,11 @@ class Heartbeat(Service):
         before = {one.uuid: _Snapshot(one) for one in producers}
         beats = [one.beat() for one in producers]
         beaten: Beaten = await connection.run(self.runtime.engine.heartbeat(beats))
+        resumed = not self.runtime.pulse.beat_within(LONGEST_GAP)
         self.runtime.pulse.beats(clock.from_text(beaten.now).timestamp(), LONGEST_GAP)
+        if resumed:
+            for producer in producers:  # whoever was woken meanwhile was not allowed to claim
+                producer.wake_from_anywhere()
         try:
             await self._compare(connection, producers, before, beaten.executing)
         except Exception as error:

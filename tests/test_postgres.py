@@ -188,6 +188,19 @@ async def test_with_the_switch_off_nothing_is_sent_and_jobs_are_found_all_the_sa
     assert listening == 1, "the test's own"
 
 
+async def test_a_wake_up_that_came_while_the_heartbeat_failed_is_made_up_for_by_the_next_beat(
+    make: Make,
+) -> None:
+    """Connections that are killed take both: the producer must not claim before it has beaten again."""
+    worker = make(queues={"default": 5}, stage_interval=3600)
+
+    async with worker:
+        await eventually(lambda: getattr(worker._runtime().notifier, "status", "") == "listening")
+        worker._runtime().pulse.stops()
+        await worker.enqueue(note.new(1))
+        await eventually(lambda: done == [1])
+
+
 async def test_a_cancel_reaches_the_node_that_runs_the_job(make: Make, url: str) -> None:
     web, worker = make(), make(queues={"default": 5})
 
