@@ -11,7 +11,10 @@ from typing import ClassVar, NoReturn
 
 
 class Contender:
-    """One way to run background jobs in a database. The bodies of its jobs call `probe.mark(n)`."""
+    """One way to run background jobs in a database. The bodies of its jobs call `probe.mark(n)`.
+
+    A form needs the methods of the workloads in which it takes part; the others are never called.
+    """
 
     # The forms in which it takes part (its name alone, if that is empty), and the workloads of each.
     variants: ClassVar[dict[str, frozenset[str]]]

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +207,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--reps", type=int, default=3)
     options = parser.parse_args()
-    run: Awaitable[None] = measured(options.database, options.jobs, options.rows, options.reps)
-    loops.run(run)  # type: ignore[arg-type]  # a coroutine, which it runs
+    loops.run(measured(options.database, options.jobs, options.rows, options.reps))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from staffa import payload
 from staffa.steps import Statement, Steps
 
 if TYPE_CHECKING:
@@ -103,13 +104,9 @@ def look(dialect: "Dialect") -> Steps[Existing]:
     states: frozenset[str] = frozenset()
     for name, _, labels, _ in rows:
         if name == "state" and labels:
-            states = frozenset(_labels(labels))
+            states = frozenset(payload.decode(labels))
     comments = {row[3] for row in rows}
     return Existing({row[0]: row[1] for row in rows}, states, comments.pop() if comments else None)
-
-
-def _labels(text: str) -> Sequence[str]:
-    return [one.strip().strip('"') for one in text.strip("[]").split(",")]
 
 
 def _plain(kind: str) -> str:
